@@ -1,0 +1,46 @@
+"""Where things lie: the data home, the job store, the spool, the logs, the stamp of the last tick.
+
+Plain functions over the environment, without dataclasses, because the idle tick needs two of them before it
+can afford an import.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def data_home() -> str:
+    """``CAROL_DATA_DIR``, else ``$XDG_STATE_HOME/carolctl``, else ``~/.local/state/carolctl``."""
+    chosen = os.environ.get("CAROL_DATA_DIR")
+    if chosen:
+        return os.path.abspath(chosen)
+    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(state, "carolctl")
+
+
+def scheduler_db() -> str:
+    """``CAROL_SCHEDULER_DB``, else ``scheduler.db`` in the data home."""
+    return os.path.abspath(
+        os.environ.get("CAROL_SCHEDULER_DB") or os.path.join(data_home(), "scheduler.db")
+    )
+
+
+def planner_db() -> str | None:
+    """``CAROL_PLANNER_DB``: the legacy planner database, or None."""
+    chosen = os.environ.get("CAROL_PLANNER_DB")
+    return os.path.abspath(chosen) if chosen else None
+
+
+def spool() -> str:
+    """The spool; its folders ``tmp``, ``new`` and ``bad`` lie inside."""
+    return os.path.join(data_home(), "spool")
+
+
+def logs() -> str:
+    """The captured output of runs that the process launcher started, one file a run."""
+    return os.path.join(data_home(), "logs")
+
+
+def tick_stamp() -> str:
+    """An empty file whose modification time is that of the last tick."""
+    return os.path.join(data_home(), "tick.stamp")

@@ -1,0 +1,70 @@
+"""What one command works with: the clock read once, the store opened, the settings resolved.
+
+The rim of the program: everything below is handed these as values and reads neither clock nor environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+
+from carolctl import clock, config, places
+from carolctl.model import Millis
+from carolctl.store.db import Store, open_store
+from carolctl.store.runs import Claimant
+from carolctl.store.tx import ReadTx
+
+
+def warn(text: str) -> None:
+    """One line on standard error."""
+    print(f"carolctl: warning: {text}", file=sys.stderr)  # noqa: T201
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One command's store, instant and actor."""
+
+    store: Store
+    now: Millis
+    actor: str
+
+    def settings(self, tx: ReadTx) -> config.Settings:
+        """The settings in force, as of the snapshot `tx`."""
+        return config.resolve(tx.settings_table(), os.environ, warn)
+
+    def claimant(self, settings: config.Settings) -> Claimant:
+        """Who claims: this host, this boot, now."""
+        return Claimant(
+            now=self.now,
+            boottime_ms=clock.boottime_ms(),
+            host=clock.hostname(),
+            boot_id=clock.boot_id(),
+            lease_sec=settings.max_run_duration_sec,
+        )
+
+
+def open_session(db: str | None = None, *, create: bool = False) -> Session:
+    """Read the clock and open the job store (`db`, else the environment's); see `open_store` for the errors.
+
+    An explicit `db` is put into the environment, so that a run that is launched from here finds the same store.
+    """
+    if db:
+        os.environ["CAROL_SCHEDULER_DB"] = os.path.abspath(db)
+    store = open_store(
+        places.scheduler_db(), deadline_ms=config.busy_timeout_ms(os.environ, warn), create=create
+    )
+    return Session(store=store, now=clock.now(), actor=actor())
+
+
+def actor() -> str:
+    """Who gives this command: the login behind sudo, else the effective user."""
+    behind_sudo = os.environ.get("SUDO_USER")
+    if behind_sudo:
+        return behind_sudo
+    try:
+        import pwd
+
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except (ImportError, KeyError):
+        return f"uid {os.geteuid()}"

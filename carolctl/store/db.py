@@ -1,0 +1,126 @@
+"""The job store: opening it, and its two transactions, the only ways in.
+
+Incident: deferred transactions of twenty-two agents deadlocked when they upgraded to a write. Decision: every
+write is BEGIN IMMEDIATE in a wait loop of our own, one short transaction, and `Store` itself has no verb: what
+may be asked lives on the transaction objects. Consequence: SQL outside a transaction cannot be written down,
+and code that reaches the network is never handed the means to write.
+
+synchronous=FULL: a claim must be durable before its request leaves the machine; batching makes that cheap.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from carolctl.errors import NotPermitted
+from carolctl.failpoints import failpoint
+from carolctl.lockguard import IOUnderLock, require_unlocked, set_write_open, write_is_open
+from carolctl.store import migrate
+from carolctl.store.connect import begin, connect, explained, refuse_network_file_system, rollback
+from carolctl.store.tx import ReadTx, WriteTx
+
+_JOURNAL_SIZE_LIMIT = 16 * 1024 * 1024
+
+
+class Store:
+    """One SQLite job store, opened."""
+
+    def __init__(self, connection: sqlite3.Connection, path: str, *, deadline_ms: int) -> None:
+        self._connection = connection
+        self.path = path
+        self._deadline_ms = deadline_ms
+        #: How long the last write transaction held the lock, in milliseconds.
+        self.write_lock_ms = 0.0
+
+    @contextmanager
+    def read(self) -> Iterator[ReadTx]:
+        """One consistent snapshot. Its verbs fetch all rows at once: no reader pins the WAL while it prints."""
+        with explained(self.path, self._deadline_ms):
+            begin(self._connection, "BEGIN DEFERRED TRANSACTION", self._deadline_ms)
+            try:
+                yield ReadTx(self._connection)
+            finally:
+                rollback(self._connection)
+
+    @contextmanager
+    def write(self, *, dry_run: bool = False) -> Iterator[WriteTx]:
+        """One write transaction; rolled back on any exception, and always when `dry_run`.
+
+        Raises `StoreBusy` when the lock was not to be had within the busy deadline.
+        """
+        if write_is_open():
+            raise IOUnderLock("a write transaction inside a write transaction")
+        with explained(self.path, self._deadline_ms):
+            begin(self._connection, "BEGIN IMMEDIATE", self._deadline_ms)
+            began = time.perf_counter()
+            set_write_open(True)
+            try:
+                yield WriteTx(self._connection)
+                failpoint("store-before-commit")
+                self._connection.execute("ROLLBACK" if dry_run else "COMMIT")
+            finally:
+                # Also on a Ctrl-C between two statements: no transaction stays open.
+                rollback(self._connection)
+                set_write_open(False)
+                self.write_lock_ms = (time.perf_counter() - began) * 1000
+        failpoint("store-after-commit")
+
+    def close(self) -> None:
+        """Close the connection. Short-lived commands leave it to the end of the process: closing the last
+        connection of a WAL database checkpoints it, which costs five fsyncs more."""
+        self._connection.close()
+
+
+def open_store(path: str, *, deadline_ms: int, create: bool = False) -> Store:
+    """Open the job store at `path`; only with `create` is a missing or empty one made.
+
+    Raises `NotFound`, `NotPermitted`, `BadData` or `BadConfig`; see the table of exit codes.
+    """
+    require_unlocked("opening the job store")
+    refuse_network_file_system(path)
+    if create and not os.path.exists(path):
+        _make_folder(os.path.dirname(path))
+    connection = connect(path, mode="rwc" if create else "rw", deadline_ms=deadline_ms)
+    try:
+        with explained(path, deadline_ms):
+            _prepare(connection, path, deadline_ms=deadline_ms, create=create)
+    except BaseException:
+        connection.close()
+        raise
+    return Store(connection, path, deadline_ms=deadline_ms)
+
+
+def _make_folder(folder: str) -> None:
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError as problem:
+        raise NotPermitted(
+            f"{folder} cannot be made: {problem.strerror}", hint="set CAROL_DATA_DIR to a folder of yours"
+        ) from problem
+
+
+def _prepare(connection: sqlite3.Connection, path: str, *, deadline_ms: int, create: bool) -> None:
+    begin(connection, "BEGIN DEFERRED TRANSACTION", deadline_ms)
+    version = migrate.version_of(connection, path)
+    rollback(connection)
+    if not create:
+        migrate.refuse_empty(path, version)
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_SIZE_LIMIT}")
+    if version < migrate.SCHEMA_VERSION:
+        _upgrade(connection, path, deadline_ms)
+
+
+def _upgrade(connection: sqlite3.Connection, path: str, deadline_ms: int) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    begin(connection, "BEGIN IMMEDIATE", deadline_ms)
+    try:
+        # Another process may have done it while we waited for the lock.
+        migrate.upgrade(connection, migrate.version_of(connection, path))
+        connection.execute("COMMIT")
+    finally:
+        rollback(connection)

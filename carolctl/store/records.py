@@ -1,0 +1,185 @@
+"""Statements on the small tables: meta, settings, audit log, firing metrics, pressure, and pruning."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from carolctl.model import Millis
+from carolctl.store.rows import column_list, to_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """One line of the audit log; `before` and `after` are JSON documents or None."""
+
+    at: Millis
+    actor: str
+    command: str
+    subject: str | None = None
+    before: Any = None
+    after: Any = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FiringMetrics:
+    """One row of ``schedule_firing_metrics``: one attempt of one run, durations in milliseconds."""
+
+    run_id: int
+    attempt: int
+    job_id: str
+    fired_at: Millis
+    slot_claimed_at: Millis | None
+    completed_at: Millis
+    slot_wait_ms: int | None
+    duration_ms: int | None
+    lateness_ms: int | None
+    turn_count: int | None
+    max_turns_at_firing: int | None
+    concurrent_schedules: int | None
+    pressure_sources: str | None
+    psi_cpu_avg10: float | None
+    failure_reason: str | None
+
+
+_METRICS_COLUMNS = tuple(field.name for field in fields(FiringMetrics))
+
+PruneTable = Literal["runs", "schedule_firing_metrics", "events", "audit_log"]
+
+#: By table: its key, and the condition under which a row is old. The newest success and failure of each job stay.
+_OLD: dict[PruneTable, tuple[str, str]] = {
+    "runs": (
+        "run_id",
+        """completed_at < :before AND run_id NOT IN (
+             SELECT max(run_id) FROM runs AS kept WHERE kept.job_id = runs.job_id
+                AND kept.status IN ('completed', 'failed') GROUP BY kept.status)
+           AND run_id NOT IN (SELECT run_id FROM ledger_outbox)""",
+    ),
+    "schedule_firing_metrics": ("run_id", "completed_at < :before"),
+    "events": ("rowid", "received_at < :before"),
+    "audit_log": ("audit_id", "at < :before"),
+}
+
+
+class RecordReads:
+    """What may be asked of the small tables."""
+
+    _connection: sqlite3.Connection
+
+    def meta(self, key: str) -> str | None:
+        """The value under `key` in meta."""
+        row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def store_uuid(self) -> str:
+        """The identity of this store, the first half of every idempotency key."""
+        return self.meta("store_uuid") or ""
+
+    def settings_table(self) -> dict[str, str]:
+        """The settings that were set, as text by key."""
+        return dict(self._connection.execute("SELECT key, value FROM settings").fetchall())
+
+    def pressure_sources(self, now: Millis) -> list[str]:
+        """The names of the pressure sources that are held at `now`."""
+        rows = self._connection.execute(
+            "SELECT name FROM pressure_sources WHERE expires_at > ? ORDER BY name", (now,)
+        )
+        return [name for (name,) in rows.fetchall()]
+
+    def ledger_pending(self) -> int:
+        """How many runs wait to be mirrored to the legacy ledger."""
+        count: int = self._connection.execute("SELECT count(*) FROM ledger_outbox").fetchone()[0]
+        return count
+
+    def audit_entries(self, *, limit: int = 100, subject: str | None = None) -> list[dict[str, Any]]:
+        """The newest entries of the audit log, newest first, by column name."""
+        cursor = self._connection.execute(
+            "SELECT * FROM audit_log WHERE ?1 IS NULL OR subject = ?1 ORDER BY audit_id DESC LIMIT ?2",
+            (subject, limit),
+        )
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    def recent_durations_ms(self, job_id: str, *, limit: int = 20) -> list[int]:
+        """How long the latest attempts of a job took, newest first."""
+        rows = self._connection.execute(
+            "SELECT duration_ms FROM schedule_firing_metrics WHERE job_id = ? AND duration_ms IS NOT NULL"
+            " ORDER BY completed_at DESC LIMIT ?",
+            (job_id, limit),
+        )
+        return [duration for (duration,) in rows.fetchall()]
+
+
+class RecordWrites(RecordReads):
+    """What may be written to the small tables."""
+
+    def set_meta(self, key: str, value: str | None) -> None:
+        """Set or, with None, remove a value of meta."""
+        if value is None:
+            self._connection.execute("DELETE FROM meta WHERE key = ?", (key,))
+        else:
+            self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def set_setting(self, key: str, value: str, *, now: Millis) -> None:
+        """Set one setting."""
+        self._connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?, ?)", (key, value, now))
+
+    def unset_setting(self, key: str) -> bool:
+        """Remove one setting, so that its default is in force again."""
+        return self._connection.execute("DELETE FROM settings WHERE key = ?", (key,)).rowcount == 1
+
+    def audit(self, entry: AuditEntry) -> None:
+        """Add an entry to the audit log."""
+        self._connection.execute(
+            "INSERT INTO audit_log (at, actor, command, subject, before, after, reason)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                entry.at,
+                entry.actor,
+                entry.command,
+                entry.subject,
+                None if entry.before is None else to_json(entry.before),
+                None if entry.after is None else to_json(entry.after),
+                entry.reason,
+            ),
+        )
+
+    def record_metrics(self, metrics: FiringMetrics) -> None:
+        """Write the metrics of one attempt."""
+        self._connection.execute(
+            f"INSERT OR REPLACE INTO schedule_firing_metrics ({column_list(_METRICS_COLUMNS)})"  # noqa: S608
+            f" VALUES ({column_list(_METRICS_COLUMNS, ':')})",
+            {name: getattr(metrics, name) for name in _METRICS_COLUMNS},
+        )
+
+    def prune(self, table: PruneTable, *, before: Millis, limit: int) -> int:
+        """Delete at most `limit` old rows of `table`; how many went."""
+        key, old = _OLD[table]
+        cursor = self._connection.execute(
+            f"DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {table} WHERE {old} LIMIT :limit)",  # noqa: S608
+            {"before": before, "limit": limit},
+        )
+        return cursor.rowcount
+
+    @property
+    def savepoint(self) -> "_Savepoints":
+        """Savepoints inside the transaction: see `settle`."""
+        return _Savepoints(self._connection)
+
+
+class _Savepoints:
+    """``with tx.savepoint:`` undoes what the block wrote when it raises, and lets the error out."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.execute("SAVEPOINT one_row")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._connection.in_transaction:
+            self._connection.execute("ROLLBACK TO one_row")
+        if self._connection.in_transaction:
+            self._connection.execute("RELEASE one_row")

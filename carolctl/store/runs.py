@@ -1,0 +1,317 @@
+"""Statements on ``runs``: the claim, and compare-and-swap for every later step of a run's life.
+
+Incident: five schedules fired at once, used 12,600 agent turns and starved the chat. Decision: one global cap,
+held by one SQL statement whose WHERE counts the live rows; occupancy is never kept in a counter, and every
+claim carries a number that start, finish and reap must name. Consequence: two claimers cannot both win, a crash
+leaks no slot, and a zombie changes no row.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from carolctl.model import Claimed, Firing, Millis, Outcome, Run, RunSource, StopReason
+from carolctl.store.rows import RUN_COLUMNS, action_from_text, column_list, run_from_row, to_json
+
+_COLUMNS = column_list(RUN_COLUMNS, "runs.")
+_SELECT = f"SELECT {_COLUMNS} FROM runs"  # noqa: S608 - names of ours
+
+_CLAIM = f"""
+WITH candidate AS (
+  SELECT q.run_id, j.priority, q.queued_at, coalesce(j.max_run_duration_sec, :lease_sec) * 1000 AS lease_ms,
+         row_number() OVER (PARTITION BY q.job_id, iif(j.overlap = 'allow', q.run_id, 0)
+                            ORDER BY q.queued_at, q.run_id) AS turn
+    FROM runs AS q JOIN scheduled_jobs AS j ON j.job_id = q.job_id
+   WHERE q.status = 'queued' AND (q.not_before IS NULL OR q.not_before <= :now)
+     AND (q.source <> 'scheduled' OR j.status = 'active')
+     AND (:only IS NULL OR q.run_id = :only)
+     AND (j.overlap = 'allow' OR NOT EXISTS (
+           SELECT 1 FROM runs AS l WHERE l.job_id = q.job_id AND l.status IN ('claimed', 'running')))
+), ranked AS (
+  SELECT run_id, lease_ms, row_number() OVER (ORDER BY priority DESC, queued_at, run_id) AS place
+    FROM candidate WHERE turn = 1
+)
+UPDATE runs
+   SET status = 'claimed', claim_no = claim_no + 1, launches = 1, slot_claimed_at = :now,
+       claimed_boottime_ms = :boottime_ms, lease_expires_at = :now + ranked.lease_ms, started_at = NULL,
+       host = :host, boot_id = :boot_id, unit = NULL, pid = NULL, pid_start = NULL, stop_reason = NULL
+  FROM ranked
+ WHERE runs.run_id = ranked.run_id AND runs.status = 'queued'
+   AND ranked.place <= :cap - (SELECT count(*) FROM runs WHERE status IN ('claimed', 'running'))
+RETURNING {column_list(RUN_COLUMNS)}
+"""  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimant:
+    """Who claims, and when: written on the row, so that later anyone can prove the owner dead."""
+
+    now: Millis
+    boottime_ms: int | None
+    host: str
+    boot_id: str
+    lease_sec: int
+
+    def parameters(self) -> dict[str, Any]:
+        """The named parameters of the statements that claim."""
+        return {
+            "now": self.now,
+            "boottime_ms": self.boottime_ms,
+            "host": self.host,
+            "boot_id": self.boot_id,
+            "lease_sec": self.lease_sec,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFilter:
+    """Which runs to list, newest first."""
+
+    job_id: str | None = None
+    statuses: tuple[str, ...] = ()
+    source: str | None = None
+    since: Millis | None = None
+    limit: int | None = 50
+
+
+class RunReads:
+    """What may be asked about runs."""
+
+    _connection: sqlite3.Connection
+
+    def run(self, run_id: int) -> Run | None:
+        """The run of that id."""
+        row = self._connection.execute(f"{_SELECT} WHERE run_id = ?", (run_id,)).fetchone()
+        return run_from_row(row) if row else None
+
+    def runs(self, wanted: RunFilter) -> list[Run]:
+        """The runs that `wanted` describes, newest first."""
+        conditions = {
+            "job_id = :job_id": wanted.job_id,
+            "source = :source": wanted.source,
+            "queued_at >= :since": wanted.since,
+            "status IN (SELECT value FROM json_each(:statuses))": wanted.statuses or None,
+        }
+        chosen = [condition for condition, value in conditions.items() if value is not None]
+        where = f" WHERE {' AND '.join(chosen)}" if chosen else ""
+        rows = self._connection.execute(
+            f"{_SELECT}{where} ORDER BY run_id DESC LIMIT :limit",
+            {
+                "job_id": wanted.job_id,
+                "source": wanted.source,
+                "since": wanted.since,
+                "statuses": to_json(list(wanted.statuses)),
+                "limit": -1 if wanted.limit is None else wanted.limit,
+            },
+        )
+        return [run_from_row(row) for row in rows.fetchall()]
+
+    def live_runs(self) -> list[Run]:
+        """Every queued, claimed or running run, oldest first."""
+        rows = self._connection.execute(
+            f"{_SELECT} WHERE status IN ('queued', 'claimed', 'running') ORDER BY run_id"
+        )
+        return [run_from_row(row) for row in rows.fetchall()]
+
+    def live_runs_of(self, job_id: str) -> list[Run]:
+        """The live runs of one job, oldest first."""
+        rows = self._connection.execute(
+            f"{_SELECT} WHERE status IN ('queued', 'claimed', 'running') AND job_id = ? ORDER BY run_id",
+            (job_id,),
+        )
+        return [run_from_row(row) for row in rows.fetchall()]
+
+    def count_live(self) -> tuple[int, int]:
+        """How many runs are queued, and how many hold a slot."""
+        row = self._connection.execute(
+            "SELECT coalesce(sum(status = 'queued'), 0), coalesce(sum(status <> 'queued'), 0) FROM runs"
+            " WHERE status IN ('queued', 'claimed', 'running')"
+        ).fetchone()
+        return row[0], row[1]
+
+
+class RunWrites(RunReads):
+    """What may be done to runs, inside a write transaction."""
+
+    def insert_slot_rows(
+        self, firings: Sequence[Firing], *, now: Millis, max_turns: dict[str, int | None]
+    ) -> list[tuple[int, str, str]]:
+        """Write the rows of the firings in one statement: (run_id, job_id, status) of those that are new.
+
+        A slot that already has its row is left alone: one firing per slot.
+        """
+        plan = [
+            (
+                firing.job_id,
+                row.scheduled_for,
+                row.slots_from,
+                row.coalesced,
+                firing.schedule_rev,
+                row.skip_reason,
+                max_turns.get(firing.job_id),
+            )
+            for firing in firings
+            for row in firing.rows
+        ]
+        rows: list[tuple[int, str, str]] = self._connection.execute(
+            """
+            INSERT INTO runs (job_id, source, scheduled_for, slots_from, coalesced, schedule_rev, status,
+                              skip_reason, queued_at, completed_at, max_turns)
+            SELECT value ->> 0, 'scheduled', value ->> 1, value ->> 2, value ->> 3, value ->> 4,
+                   iif(value ->> 5 IS NULL, 'queued', 'skipped'), value ->> 5, :now,
+                   iif(value ->> 5 IS NULL, NULL, :now), value ->> 6
+              FROM json_each(:plan) WHERE true
+            ON CONFLICT (job_id, scheduled_for) WHERE source = 'scheduled' DO NOTHING
+            RETURNING run_id, job_id, status
+            """,
+            {"plan": to_json(plan), "now": now},
+        ).fetchall()
+        return sorted(rows)
+
+    def insert_run(
+        self,
+        job_id: str,
+        *,
+        source: RunSource,
+        now: Millis,
+        max_turns: int | None = None,
+        forced: bool = False,
+        requester: str | None = None,
+        event_id: str | None = None,
+        trigger_kind: str | None = None,
+    ) -> int | None:
+        """Queue a manual or event run; None when that event already has its run for that job."""
+        row = self._connection.execute(
+            """
+            INSERT INTO runs (job_id, source, status, queued_at, max_turns, forced, requester, event_id,
+                              trigger_kind)
+            VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?)
+            ON CONFLICT (job_id, event_id, trigger_kind) WHERE event_id IS NOT NULL DO NOTHING
+            RETURNING run_id
+            """,
+            (job_id, source, now, max_turns, int(forced), requester, event_id, trigger_kind),
+        ).fetchone()
+        return row[0] if row else None
+
+    def claim(self, claimant: Claimant, *, cap: int, only: int | None = None) -> list[Claimed]:
+        """Give free slots to queued runs, by priority, then age; `only` restricts it to one run.
+
+        A job holds one slot at a time unless its overlap is ``allow``.
+        """
+        rows = self._connection.execute(_CLAIM, claimant.parameters() | {"cap": cap, "only": only}).fetchall()
+        return self._with_actions(sorted((run_from_row(row) for row in rows), key=lambda run: run.run_id))
+
+    def reclaim(self, runs: Iterable[Run], claimant: Claimant) -> list[Claimed]:
+        """Launch again what was claimed and never started, under the next claim number; the slot stays held."""
+        plan = [(run.run_id, run.claim_no) for run in runs]
+        rows = self._connection.execute(
+            f"""
+            UPDATE runs
+               SET claim_no = runs.claim_no + 1, launches = launches + 1, slot_claimed_at = :now,
+                   claimed_boottime_ms = :boottime_ms, host = :host, boot_id = :boot_id,
+                   lease_expires_at = :now + coalesce((SELECT max_run_duration_sec FROM scheduled_jobs AS j
+                                                        WHERE j.job_id = runs.job_id), :lease_sec) * 1000
+              FROM (SELECT value ->> 0 AS run_id, value ->> 1 AS claim_no FROM json_each(:plan)) AS plan
+             WHERE runs.run_id = plan.run_id AND runs.claim_no = plan.claim_no AND runs.status = 'claimed'
+            RETURNING {column_list(RUN_COLUMNS)}
+            """,  # noqa: S608
+            claimant.parameters() | {"plan": to_json(plan)},
+        ).fetchall()
+        return self._with_actions(sorted((run_from_row(row) for row in rows), key=lambda run: run.run_id))
+
+    def start(
+        self, run_id: int, claim_no: int, *, now: Millis, pid: int | None, pid_start: int | None, unit: str | None
+    ) -> Claimed | None:
+        """Claimed to running, for the holder of `claim_no` only; None: you are stale, run nothing."""
+        row = self._connection.execute(
+            f"""
+            UPDATE runs SET status = 'running', started_at = ?, pid = ?, pid_start = ?, unit = ?
+             WHERE run_id = ? AND claim_no = ? AND status = 'claimed'
+            RETURNING {column_list(RUN_COLUMNS)}
+            """,  # noqa: S608
+            (now, pid, pid_start, unit, run_id, claim_no),
+        ).fetchone()
+        return self._with_actions([run_from_row(row)])[0] if row else None
+
+    def accept(self, run_id: int, claim_no: int) -> bool:
+        """The other side took the work on (202): from here the run lives under its lease alone."""
+        cursor = self._connection.execute(
+            "UPDATE runs SET unit = NULL, pid = NULL, pid_start = NULL"
+            " WHERE run_id = ? AND claim_no = ? AND status = 'running'",
+            (run_id, claim_no),
+        )
+        return cursor.rowcount == 1
+
+    def set_stop_reason(self, run_id: int, claim_no: int, reason: StopReason) -> bool:
+        """Decide that a running run is to be stopped, once; its slot stays held until its owner is gone."""
+        cursor = self._connection.execute(
+            "UPDATE runs SET stop_reason = ?"
+            " WHERE run_id = ? AND claim_no = ? AND status = 'running' AND stop_reason IS NULL",
+            (reason, run_id, claim_no),
+        )
+        return cursor.rowcount == 1
+
+    def end_run(self, outcome: Outcome) -> bool:
+        """Claimed or running to a terminal state, for the holder of the claim number only."""
+        cursor = self._connection.execute(
+            """
+            UPDATE runs
+               SET status = :status, failure_reason = :failure_reason, completed_at = :completed_at,
+                   turn_count = coalesce(:turns, turn_count), exit_status = :exit_status,
+                   http_status = :http_status, result_summary = :summary
+             WHERE run_id = :run_id AND claim_no = :claim_no AND status IN ('claimed', 'running')
+            """,
+            _outcome_parameters(outcome),
+        )
+        return cursor.rowcount == 1
+
+    def requeue_run(self, outcome: Outcome, *, not_before: Millis) -> bool:
+        """Claimed or running back to queued for the next attempt: same row, same idempotency key."""
+        cursor = self._connection.execute(
+            """
+            UPDATE runs
+               SET status = 'queued', attempt = attempt + 1, not_before = :not_before, launches = 0,
+                   stop_reason = NULL, unit = NULL, pid = NULL, pid_start = NULL,
+                   turn_count = coalesce(:turns, turn_count), exit_status = :exit_status,
+                   http_status = :http_status, result_summary = :summary
+             WHERE run_id = :run_id AND claim_no = :claim_no AND status IN ('claimed', 'running')
+            """,
+            _outcome_parameters(outcome) | {"not_before": not_before},
+        )
+        return cursor.rowcount == 1
+
+    def cancel_queued(self, run_id: int, *, now: Millis, summary: str) -> bool:
+        """Queued to cancelled."""
+        cursor = self._connection.execute(
+            "UPDATE runs SET status = 'cancelled', completed_at = ?, result_summary = ?"
+            " WHERE run_id = ? AND status = 'queued'",
+            (now, summary, run_id),
+        )
+        return cursor.rowcount == 1
+
+    def _with_actions(self, runs: Sequence[Run]) -> list[Claimed]:
+        actions = {
+            job_id: (kind, text)
+            for job_id, kind, text in self._connection.execute(
+                "SELECT job_id, action_kind, action FROM scheduled_jobs"
+                " WHERE job_id IN (SELECT value FROM json_each(?))",
+                (to_json([run.job_id for run in runs]),),
+            ).fetchall()
+        }
+        return [Claimed(run=run, action=_action_or_none(actions.get(run.job_id))) for run in runs]
+
+
+def _outcome_parameters(outcome: Outcome) -> dict[str, Any]:
+    return {name: getattr(outcome, name) for name in Outcome.__slots__}
+
+
+def _action_or_none(columns: tuple[str, str] | None) -> Any:
+    if columns is None:
+        return None
+    try:
+        return action_from_text(*columns)
+    except (ValueError, KeyError, TypeError):
+        return None
