@@ -82,6 +82,13 @@ class StoreBusy(CarolError):
     name = "database_busy"
 
 
+class TryAgainLater(CarolError):
+    """Not now, for a reason that passes."""
+
+    code = Exit.TRY_AGAIN
+    name = "try_again"
+
+
 class CapacityFull(CarolError):
     """Every slot under the global cap is taken."""
 

@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse, RemoteDisconnected
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
@@ -153,6 +153,8 @@ class _Unsendable(ValueError):
 def _prepare(request: HttpRequest, resolver: Resolver) -> requests.PreparedRequest:
     """The request, checked and complete; made once, so that every try carries the same bytes."""
     method = _method(request.action)
+    if request.ca_file:
+        _check_ca_file(request.ca_file)
     url = _url(resolver.resolve(request.action.url))
     headers = _headers(request, resolver)
     body = _body(request, resolver) if method in _METHODS_WITH_BODY else None
@@ -169,12 +171,21 @@ def _method(action: HttpAction) -> str:
     return method
 
 
+def _check_ca_file(path: str) -> None:
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:
+        raise _Unsendable(f"the CA file {path} cannot be used: {error.strerror or error}") from None
+
+
 def _url(url: str) -> str:
     if not _URL.fullmatch(url):
         raise _Unsendable("the URL must be http:// or https://, without blanks or control characters")
     try:
         parts = urlsplit(url)
         usable = bool(parts.hostname) and parts.port != 0
+        if url.isascii():
+            (parts.hostname or "").encode("idna")
     except ValueError:
         usable = False
     if not usable:
@@ -193,6 +204,8 @@ def _headers(request: HttpRequest, resolver: Resolver) -> CaseInsensitiveDict[st
         }
     )
     for name, value in request.action.headers.items():
+        if not isinstance(value, str):
+            raise _Unsendable(f"the value of the header {name} is not text")
         headers[name] = resolver.resolve(value).strip(" \t")
     headers["Idempotency-Key"] = request.idempotency_key
     headers["X-Carol-Run-Id"] = str(request.run_id)
@@ -264,12 +277,9 @@ class _Dispatch:
         wire = _Wire(self._deadline)
         with wire:
             answer = self._exchange(wire)
-        if answer is None:
-            return self._counted(_without_answer(wire))
-        return self._counted(_judge(answer, self._resolver))
-
-    def _counted(self, tried: _Tried) -> _Tried:
-        return replace(tried, result=replace(tried.result, tries=self._tries))
+        tried = _judge(answer, self._resolver) if answer else _without_answer(wire)
+        summary = tried.result.summary and self._resolver.redact(tried.result.summary)
+        return replace(tried, result=replace(tried.result, summary=summary, tries=self._tries))
 
     def _exchange(self, wire: _Wire) -> _Answer | None:
         """The answer, or None when none came; `wire` knows how far it got."""
@@ -281,16 +291,13 @@ class _Dispatch:
                 )
             except _NETWORK_ERRORS:
                 return None
-            failpoint("http-after-send")
             with response:
+                failpoint("http-after-send")
                 return _read_answer(response, wire)
 
 
-def _read_answer(response: requests.Response, wire: _Wire) -> _Answer | None:
+def _read_answer(response: requests.Response, wire: _Wire) -> _Answer:
     status = response.status_code
-    if wire.cut and status != 202:
-        # A connection shut down amid the headers reads as if they had ended there.
-        return None
     # Accepted is accepted: its body says nothing about an outcome, and a slow one would hold the thread.
     body, ending = (b"", "whole") if status == 202 else _read_body(response, wire)
     return _Answer(status, body, cast(Any, ending), _retry_after(response))
@@ -362,12 +369,12 @@ def _judge(answer: _Answer, resolver: Resolver) -> _Tried:
     return _Tried(result, may_repeat=answer.status in (408, 429) or 500 <= answer.status < 600)
 
 
-def _judge_success(answer: _Answer, document: dict[str, Any], resolver: Resolver) -> HttpResult:
+def _judge_success(answer: _Answer, document: dict[str, Any] | None, resolver: Resolver) -> HttpResult:
     if answer.ending == "broken":
         why = f"HTTP {answer.status}, but the answer broke off before its end"
         return _failed("outcome_unknown", why, http_status=answer.status)
     said = _said(answer, document, resolver)
-    named = document.get("failure_reason")
+    named = (document or {}).get("failure_reason")
     if named in (None, ""):
         return HttpResult(
             kind="completed", http_status=answer.status, turns=_turns(document), summary=said or None
@@ -381,26 +388,26 @@ def _judge_success(answer: _Answer, document: dict[str, Any], resolver: Resolver
     )
 
 
-def _document(answer: _Answer) -> dict[str, Any]:
-    """The JSON object of the answer; empty where there is none, or one made to break a parser."""
+def _document(answer: _Answer) -> dict[str, Any] | None:
+    """The JSON object of the answer; None where there is none, or one made to break a parser."""
     if answer.ending != "whole":
-        return {}
+        return None
     try:
         document = json.loads(answer.body.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
+        return None
+    return document if isinstance(document, dict) else None
 
 
-def _turns(document: dict[str, Any]) -> int | None:
-    turns = document.get("turns")
+def _turns(document: dict[str, Any] | None) -> int | None:
+    turns = (document or {}).get("turns")
     counts = type(turns) is int and 0 <= turns <= LARGEST_TURN_COUNT
     return turns if counts else None
 
 
-def _said(answer: _Answer, document: dict[str, Any], resolver: Resolver) -> str:
+def _said(answer: _Answer, document: dict[str, Any] | None, resolver: Resolver) -> str:
     """The summary of a JSON answer; of any other, how its text begins."""
-    if document:
+    if document is not None:
         summary = document.get("summary")
         return _readable(summary, resolver)[:SUMMARY_CAP] if isinstance(summary, str) else ""
     text = _readable(answer.body.decode("utf-8", "replace"), resolver)
@@ -500,7 +507,7 @@ class _Wire:
         until = min(self._deadline, time.monotonic() + CONNECT_TIMEOUT_SEC)
         addresses = [found for found in _look_up(host, port, until) if not _forbidden(found[4][0])]
         if not addresses:
-            self.refuse(f"{host} is a link-local or metadata address, which is never called", "launch_failed")
+            self.refuse("link-local and metadata addresses are never called", "launch_failed")
             raise PermissionError
         sock = _connect_to_one(addresses, until)
         try:
@@ -574,8 +581,39 @@ def _in_a_few_words(error: OSError) -> str:
     return f"no connection: {error.strerror or type(error).__name__}"
 
 
+class _Lines:
+    """A stream that remembers the last line read from it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.last = b""
+
+    def readline(self, limit: int = -1) -> bytes:
+        self.last = self._stream.readline(limit)
+        return self.last
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _WholeHeaders(HTTPResponse):
+    """An answer whose headers end with an empty line; http.client is content when the connection ends."""
+
+    def begin(self) -> None:
+        stream = self.fp
+        lines: Any = _Lines(stream)
+        self.fp = lines
+        super().begin()
+        if self.fp is lines:
+            self.fp = stream
+        if lines.last not in (b"\r\n", b"\n"):
+            raise RemoteDisconnected("the connection ended amid the headers")
+
+
 class _Connection(HTTPConnection):
     """Dials through its `_Wire`, and tells it when the connection stands."""
+
+    response_class = _WholeHeaders
 
     def __init__(self, wire: _Wire, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -595,7 +633,7 @@ class _Connection(HTTPConnection):
             self._wire.refuse(f"certificate verify failed: {error.verify_message}", "http_error")
             raise
         except OSError as error:
-            self._wire.why = self._wire.why or f"the TLS handshake failed: {_in_a_few_words(error)}"
+            self._wire.why = self._wire.why or f"the TLS handshake failed: {error.strerror or error}"
             raise
         self.sock.settimeout(self._wire.grace())
         self._wire.sent = True

@@ -162,6 +162,8 @@ class Run:
     failure_reason: str | None
     skip_reason: str | None
     stop_reason: str | None
+    #: When the stop was asked for: an owner that outlives its grace is killed.
+    stop_requested_at: Millis | None
     not_before: Millis | None
     queued_at: Millis
     slot_claimed_at: Millis | None
@@ -211,6 +213,11 @@ class Outcome:
     http_status: int | None = None
     #: Seconds to wait before a retry, when the other side said so (Retry-After).
     retry_after_sec: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError when status and failure class do not go together."""
+        if (self.failure_reason in FAILURE_CLASSES) != (self.status == "failed"):
+            raise ValueError(f"{self.status} with failure reason {self.failure_reason!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

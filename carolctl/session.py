@@ -10,9 +10,9 @@ import sys
 from dataclasses import dataclass
 
 from carolctl import clock, config, places
+from carolctl.launch import Launcher, choose
 from carolctl.model import Millis
 from carolctl.store.db import Store, open_store
-from carolctl.store.runs import Claimant
 from carolctl.store.tx import ReadTx
 
 
@@ -33,16 +33,6 @@ class Session:
         """The settings in force, as of the snapshot `tx`."""
         return config.resolve(tx.settings_table(), os.environ, warn)
 
-    def claimant(self, settings: config.Settings) -> Claimant:
-        """Who claims: this host, this boot, now."""
-        return Claimant(
-            now=self.now,
-            boottime_ms=clock.boottime_ms(),
-            host=clock.hostname(),
-            boot_id=clock.boot_id(),
-            lease_sec=settings.max_run_duration_sec,
-        )
-
 
 def open_session(db: str | None = None, *, create: bool = False) -> Session:
     """Read the clock and open the job store (`db`, else the environment's); see `open_store` for the errors.
@@ -51,10 +41,16 @@ def open_session(db: str | None = None, *, create: bool = False) -> Session:
     """
     if db:
         os.environ["CAROL_SCHEDULER_DB"] = os.path.abspath(db)
+    now = clock.now()
     store = open_store(
         places.scheduler_db(), deadline_ms=config.busy_timeout_ms(os.environ, warn), create=create
     )
-    return Session(store=store, now=clock.now(), actor=actor())
+    return Session(store=store, now=now, actor=actor())
+
+
+def configured_launcher() -> Launcher:
+    """The launcher that ``CAROL_LAUNCHER`` names; see `launch.choose` for the errors."""
+    return choose(config.launcher(os.environ, warn))
 
 
 def actor() -> str:

@@ -28,8 +28,18 @@ _EXPLANATIONS: tuple[tuple[str, type[CarolError], str, str], ...] = (
     ("SQLITE_FULL", DiskFull, "cannot grow: the disk is full", "free some space; nothing was half-written"),
     ("SQLITE_READONLY", NotPermitted, "cannot be written: it or its folder is read-only", "check the modes"),
     ("SQLITE_PERM", NotPermitted, "may not be opened", "check the owner and the modes"),
-    ("SQLITE_CANTOPEN", NotPermitted, "cannot be opened", "check the owner and the modes of it and its folder"),
-    ("SQLITE_IOERR", BadData, "cannot be read or written: the file system reports an error", "check the disk"),
+    (
+        "SQLITE_CANTOPEN",
+        NotPermitted,
+        "cannot be opened",
+        "check the owner and the modes of it and its folder",
+    ),
+    (
+        "SQLITE_IOERR",
+        BadData,
+        "cannot be read or written: the file system reports an error",
+        "check the disk",
+    ),
 )
 
 

@@ -11,6 +11,7 @@ from carolctl.model import Firing, Job, Millis
 from carolctl.store.rows import JOB_COLUMNS, column_list, job_from_row, job_to_values, to_json
 
 _SELECT = f"SELECT {column_list(JOB_COLUMNS)} FROM scheduled_jobs"  # noqa: S608 - names of ours
+_SELECT_NAMED = f"{_SELECT} WHERE job_id IN (SELECT value FROM json_each(?))"  # noqa: S608
 _INSERT = (
     f"INSERT INTO scheduled_jobs ({column_list(JOB_COLUMNS)})"  # noqa: S608
     f" VALUES ({column_list(JOB_COLUMNS, ':')})"
@@ -45,9 +46,7 @@ class JobReads:
 
     def jobs_named(self, job_ids: Iterable[str]) -> dict[str, Job]:
         """The jobs of those ids, by id."""
-        rows = self._connection.execute(
-            f"{_SELECT} WHERE job_id IN (SELECT value FROM json_each(?))", (to_json(list(job_ids)),)
-        )
+        rows = self._connection.execute(_SELECT_NAMED, (to_json(list(job_ids)),))
         return {job.job_id: job for job in _sound(rows)[0]}
 
     def due_jobs(self, now: Millis, *, limit: int = 5000) -> tuple[list[Job], list[DamagedJob]]:
@@ -111,16 +110,16 @@ class JobWrites(JobReads):
 
     def delete_job(self, job_id: str) -> bool:
         """Remove a job; its runs stay."""
-        return self._connection.execute("DELETE FROM scheduled_jobs WHERE job_id = ?", (job_id,)).rowcount == 1
+        return (
+            self._connection.execute("DELETE FROM scheduled_jobs WHERE job_id = ?", (job_id,)).rowcount == 1
+        )
 
     def advance_jobs(self, firings: Sequence[Firing], *, now: Millis) -> set[str]:
         """Move watermarks and wake-ups by compare-and-swap, in one statement; the ids of those that moved.
 
         A job that another tick advanced, or that was edited or paused since the snapshot, stays as it is.
         """
-        plan = [
-            (f.job_id, f.schedule_rev, f.watermark_before, f.watermark, f.next_fire_at) for f in firings
-        ]
+        plan = [(f.job_id, f.schedule_rev, f.watermark_before, f.watermark, f.next_fire_at) for f in firings]
         rows = self._connection.execute(
             """
             UPDATE scheduled_jobs
@@ -207,5 +206,7 @@ def _sound(rows: Iterable[Sequence[Any]]) -> tuple[list[Job], list[DamagedJob]]:
         try:
             jobs.append(job_from_row(row))
         except (ValueError, KeyError, TypeError) as problem:
-            damaged.append(DamagedJob(row[JOB_COLUMNS.index("job_id")], f"{type(problem).__name__}: {problem}"))
+            damaged.append(
+                DamagedJob(row[JOB_COLUMNS.index("job_id")], f"{type(problem).__name__}: {problem}")
+            )
     return jobs, damaged

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sqlite3
 from collections.abc import Iterator
 
@@ -41,9 +40,7 @@ def version_of(connection: sqlite3.Connection, path: str) -> int:
 def refuse_empty(path: str, version: int) -> None:
     """Raise `NotFound` when a command that only reads meets a database without our tables."""
     if version == 0:
-        raise NotFound(
-            f"{path} holds no jobs table yet", hint="carolctl add-job or migrate-jobs makes one"
-        )
+        raise NotFound(f"{path} holds no jobs table yet", hint="carolctl add-job or migrate-jobs makes one")
 
 
 def upgrade(connection: sqlite3.Connection, version: int) -> None:
@@ -55,7 +52,7 @@ def upgrade(connection: sqlite3.Connection, version: int) -> None:
             connection.execute(f"PRAGMA user_version = {number}")
     if version == 0:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute("INSERT INTO meta VALUES ('store_uuid', ?)", (secrets.token_hex(16),))
+        connection.execute("INSERT INTO meta VALUES ('store_uuid', ?)", (os.urandom(16).hex(),))
 
 
 def _scripts() -> Iterator[tuple[int, str]]:

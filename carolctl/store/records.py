@@ -111,6 +111,16 @@ class RecordReads:
         )
         return [duration for (duration,) in rows.fetchall()]
 
+    def average_turns(self, job_id: str, *, over: int = 50) -> float | None:
+        """The mean turns of the latest attempts of a job that reported any."""
+        row = self._connection.execute(
+            "SELECT avg(turn_count) FROM (SELECT turn_count FROM schedule_firing_metrics"
+            " WHERE job_id = ? AND turn_count IS NOT NULL ORDER BY completed_at DESC LIMIT ?)",
+            (job_id, over),
+        ).fetchone()
+        average: float | None = row[0]
+        return average
+
 
 class RecordWrites(RecordReads):
     """What may be written to the small tables."""
@@ -164,7 +174,7 @@ class RecordWrites(RecordReads):
         return cursor.rowcount
 
     @property
-    def savepoint(self) -> "_Savepoints":
+    def savepoint(self) -> _Savepoints:
         """Savepoints inside the transaction: see `settle`."""
         return _Savepoints(self._connection)
 

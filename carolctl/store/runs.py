@@ -37,7 +37,8 @@ WITH candidate AS (
 UPDATE runs
    SET status = 'claimed', claim_no = claim_no + 1, launches = 1, slot_claimed_at = :now,
        claimed_boottime_ms = :boottime_ms, lease_expires_at = :now + ranked.lease_ms, started_at = NULL,
-       host = :host, boot_id = :boot_id, unit = NULL, pid = NULL, pid_start = NULL, stop_reason = NULL
+       host = :host, boot_id = :boot_id, unit = NULL, pid = NULL, pid_start = NULL, stop_reason = NULL,
+       stop_requested_at = NULL
   FROM ranked
  WHERE runs.run_id = ranked.run_id AND runs.status = 'queued'
    AND ranked.place <= :cap - (SELECT count(*) FROM runs WHERE status IN ('claimed', 'running'))
@@ -223,7 +224,14 @@ class RunWrites(RunReads):
         return self._with_actions(sorted((run_from_row(row) for row in rows), key=lambda run: run.run_id))
 
     def start(
-        self, run_id: int, claim_no: int, *, now: Millis, pid: int | None, pid_start: int | None, unit: str | None
+        self,
+        run_id: int,
+        claim_no: int,
+        *,
+        now: Millis,
+        pid: int | None,
+        pid_start: int | None,
+        unit: str | None,
     ) -> Claimed | None:
         """Claimed to running, for the holder of `claim_no` only; None: you are stale, run nothing."""
         row = self._connection.execute(
@@ -245,12 +253,12 @@ class RunWrites(RunReads):
         )
         return cursor.rowcount == 1
 
-    def set_stop_reason(self, run_id: int, claim_no: int, reason: StopReason) -> bool:
+    def set_stop_reason(self, run_id: int, claim_no: int, reason: StopReason, *, now: Millis) -> bool:
         """Decide that a running run is to be stopped, once; its slot stays held until its owner is gone."""
         cursor = self._connection.execute(
-            "UPDATE runs SET stop_reason = ?"
+            "UPDATE runs SET stop_reason = ?, stop_requested_at = ?"
             " WHERE run_id = ? AND claim_no = ? AND status = 'running' AND stop_reason IS NULL",
-            (reason, run_id, claim_no),
+            (reason, now, run_id, claim_no),
         )
         return cursor.rowcount == 1
 

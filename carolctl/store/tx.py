@@ -16,8 +16,5 @@ class ReadTx(JobReads, RunReads, RecordReads):
         self._connection = connection
 
 
-class WriteTx(JobWrites, RunWrites, RecordWrites):
+class WriteTx(JobWrites, RunWrites, RecordWrites, ReadTx):
     """One write transaction; made by `Store.write` alone. Verbs that return bool are compare-and-swaps."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection

@@ -82,6 +82,7 @@ CREATE TABLE runs (
   skip_reason         TEXT CHECK (skip_reason IN ('overlap', 'misfire', 'missed', 'catch_up_limit', 'paused',
                                                   'edited')),
   stop_reason         TEXT CHECK (stop_reason IN ('lease_expired', 'turn_limit_exceeded', 'cancelled')),
+  stop_requested_at   INTEGER,
   not_before          INTEGER,
   queued_at           INTEGER NOT NULL,
   slot_claimed_at     INTEGER,

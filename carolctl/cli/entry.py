@@ -1,0 +1,66 @@
+"""From an argument list to an exit code: the one place that catches.
+
+The commands of the timer's path are run without typer when their options are the plain ones; everything else,
+their ``--help`` and their mistakes included, goes through the typer application.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from carolctl.cli import output
+from carolctl.errors import CarolError, Exit
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command that `arguments` describe; every error becomes one line and its exit code."""
+    as_json = "--json" in _before_separator(arguments)
+    try:
+        output.announce_pinned_clock()
+        return _dispatch(arguments)
+    except CarolError as error:
+        output.report_error(error, as_json=as_json)
+        return error.code
+    except KeyboardInterrupt:
+        output.note("interrupted")
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        return _reader_went_away()
+    except Exception as bug:  # noqa: BLE001 - the last line of defence
+        return _report_bug(bug, as_json=as_json)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    from carolctl.cli import machine
+
+    code = machine.run_plain(arguments)
+    if code is None:
+        from carolctl.cli import app
+
+        code = app.run(arguments)
+    sys.stdout.flush()
+    return code
+
+
+def _before_separator(arguments: list[str]) -> list[str]:
+    return arguments[: arguments.index("--")] if "--" in arguments else arguments
+
+
+def _reader_went_away() -> int:
+    # Python would complain again when it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + 13
+
+
+def _report_bug(bug: Exception, *, as_json: bool) -> int:
+    if os.environ.get("CAROL_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exc()
+    wrapped = CarolError(
+        f"a bug of carolctl: {type(bug).__name__}: {bug}",
+        hint="CAROL_DEBUG=1 shows the traceback; please report it",
+    )
+    output.report_error(wrapped, as_json=as_json)
+    return Exit.SOFTWARE

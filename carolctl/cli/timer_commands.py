@@ -1,0 +1,45 @@
+"""The commands of timers and runs, as typer sees them: their options, help and exit codes."""
+
+from __future__ import annotations
+
+from carolctl.cli import machine
+from carolctl.cli.app import application
+from carolctl.cli.options import Db, DryRun, Json, help_epilog
+
+
+@application.command(
+    "tick",
+    epilog=help_epilog(
+        "carolctl tick --dry-run", x66="no job store yet", x75="database busy", x78="no launcher"
+    ),
+)
+def tick(db: Db = None, as_json: Json = False, dry_run: DryRun = False) -> int:
+    """Fire what is due, reap what is dead, launch what got a slot. A timer calls this every 30 s."""
+    return machine.tick(db=db, as_json=as_json, dry_run=dry_run)
+
+
+@application.command(
+    "reap", epilog=help_epilog("carolctl reap --json", x66="no job store yet", x75="database busy")
+)
+def reap(db: Db = None, as_json: Json = False, dry_run: DryRun = False) -> int:
+    """Record expired leases and lost processes, without firing anything."""
+    return machine.reap(db=db, as_json=as_json, dry_run=dry_run)
+
+
+@application.command(
+    "drain", epilog=help_epilog("carolctl drain", x66="no job store yet", x75="database busy")
+)
+def drain(db: Db = None, as_json: Json = False) -> int:
+    """Bring in outcomes that could not be written when they happened."""
+    return machine.drain(db=db, as_json=as_json)
+
+
+@application.command(
+    "prune", epilog=help_epilog("carolctl prune --dry-run", x66="no job store yet", x75="database busy")
+)
+def prune(db: Db = None, as_json: Json = False, dry_run: DryRun = False) -> int:
+    """Delete old runs, metrics, events and audit entries, in small batches.
+
+    How long each is kept: carolctl config list, the settings retention.*
+    """
+    return machine.prune(db=db, as_json=as_json, dry_run=dry_run)

@@ -1,0 +1,73 @@
+"""How a run ends from the inside: one write that settles it and claims the next, or a file in the spool.
+
+The refill is why five due jobs under a cap of two all end without another tick.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from carolctl import clock, config, spool
+from carolctl.errors import BadData, DiskFull, NotFound, NotPermitted, StoreBusy
+from carolctl.failpoints import failpoint
+from carolctl.model import Claimed, Millis, Outcome
+from carolctl.session import warn
+from carolctl.settle import Settled, settle
+from carolctl.store.db import Store
+from carolctl.store.runs import Claimant
+from carolctl.store.tx import ReadTx, WriteTx
+
+PAUSED_FOREVER = "forever"
+
+
+def record_outcomes(store: Store, outcomes: Sequence[Outcome], *, now: Millis) -> list[Claimed]:
+    """Settle `outcomes` and claim the next queued runs, in one write; the caller launches what it returns.
+
+    A store that cannot be written leaves each outcome in the spool, and nothing is claimed.
+    """
+    try:
+        return settle_and_refill(store, outcomes, now=now)[1]
+    except (StoreBusy, DiskFull, NotPermitted, BadData, NotFound) as trouble:
+        warn(f"{trouble.message}; the outcome goes to the spool")
+        for outcome in outcomes:
+            spool.leave(outcome)
+        return []
+
+
+def settle_and_refill(
+    store: Store, outcomes: Sequence[Outcome], *, now: Millis
+) -> tuple[Settled, list[Claimed]]:
+    """The one write of `record_outcomes`; raises what the store raises."""
+    with store.read() as snapshot:
+        settings = config.resolve(snapshot.settings_table(), os.environ, warn)
+    claimant = claimant_now(now, settings)
+    with store.write() as tx:
+        settled = settle(tx, outcomes, now=now, settings=settings)
+        failpoint("finish-settled")
+        claimed = refill(tx, claimant, settings)
+    return settled, claimed
+
+
+def refill(tx: WriteTx, claimant: Claimant, settings: config.Settings) -> list[Claimed]:
+    """Claim queued runs up to the cap, unless everything is paused."""
+    if globally_paused(tx, claimant.now):
+        return []
+    return tx.claim(claimant, cap=settings.max_concurrent)
+
+
+def claimant_now(now: Millis, settings: config.Settings) -> Claimant:
+    """Who claims: this host and this boot, at `now`."""
+    return Claimant(
+        now=now,
+        boottime_ms=clock.boottime_ms(),
+        host=clock.hostname(),
+        boot_id=clock.boot_id(),
+        lease_sec=settings.max_run_duration_sec,
+    )
+
+
+def globally_paused(tx: ReadTx, now: Millis) -> bool:
+    """Whether ``carolctl pause`` is in force at `now`."""
+    until = tx.meta("paused_until")
+    return until is not None and (until == PAUSED_FOREVER or int(until) > now)

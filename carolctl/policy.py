@@ -1,0 +1,321 @@
+"""Decisions, as pure functions: what a due job leaves behind, what becomes of a live run, what an end means.
+
+No transaction, no clock, no I/O: everything is handed in, and what comes back is a value to apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from carolctl.model import FailureClass, Firing, Job, Millis, Outcome, Run, SkipReason, SlotRow, StopReason
+
+MISSED_AFTER_MS = 60_000
+"""A slot older than this at the tick was missed."""
+
+COALESCED_LIMIT = 10_000
+CATCH_UP_LIMIT = 100
+ALLOW_LIMIT = 100
+"""How many live scheduled runs a job with overlap ``allow`` may have."""
+
+UNSTARTED_AFTER_MS = 60_000
+MAX_LAUNCHES = 3
+CLOCK_STEP_MS = 60_000
+STOP_GRACE_MS = 15_000
+"""How long after a stop was asked for a live owner is killed: TimeoutStopSec and a little more."""
+
+Liveness = Literal["alive", "dead", "unknown"]
+
+
+class Slots(Protocol):
+    """What a plan needs of a schedule; instants are nominal, in Unix milliseconds."""
+
+    def next_after(self, after: Millis) -> Millis | None:
+        """The first slot after `after`."""
+
+    def count(self, after: Millis, until: Millis, *, limit: int) -> int:
+        """How many slots lie in (after, until], counted to `limit`."""
+
+    def newest(self, after: Millis, until: Millis, *, limit: int) -> list[Millis]:
+        """The newest slots in (after, until], ascending."""
+
+
+# -- firings -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveScheduled:
+    """The live scheduled runs of one job: all of them, and how many of those still wait for a slot."""
+
+    total: int = 0
+    waiting: int = 0
+
+
+def count_scheduled(live: Iterable[Run]) -> dict[str, LiveScheduled]:
+    """The live scheduled runs by job; manual and event runs make a slot wait, never skip."""
+    counts: dict[str, LiveScheduled] = {}
+    for run in live:
+        if run.source == "scheduled":
+            old = counts.get(run.job_id, LiveScheduled())
+            counts[run.job_id] = LiveScheduled(
+                total=old.total + 1, waiting=old.waiting + (run.status == "queued")
+            )
+    return counts
+
+
+class _Gate:
+    """The overlap rule of one job, while the rows of one tick are laid out."""
+
+    def __init__(self, job: Job, live: LiveScheduled) -> None:
+        self._overlap = job.overlap
+        self._total, self._waiting = live.total, live.waiting
+
+    def admit(self, *, always: bool = False) -> bool:
+        """Whether one more run may be queued; counts it if so."""
+        room = {
+            "skip": self._total == 0,
+            "queue": self._waiting == 0,
+            "allow": self._total < ALLOW_LIMIT,
+        }[self._overlap]
+        if room or always:
+            self._total += 1
+            self._waiting += 1
+        return room or always
+
+
+def plan_firing(job: Job, slots: Slots, *, now: Millis, offset_ms: int, live: LiveScheduled) -> Firing:
+    """Lay out the rows for every slot of `job` in (watermark, now], and the job's new watermark and wake-up.
+
+    `offset_ms` is the job's spread: it delays the wake-up, never the nominal instant.
+    """
+    until = Millis(now - offset_ms)
+    misfired_until, missed_until = _thresholds(job, until, offset_ms)
+    after = job.last_scheduled_for
+    gate = _Gate(job, live)
+    rows = _skipped(slots, after, misfired_until, "misfire")
+    rows += _caught_up(job, slots, Millis(max(after, misfired_until)), missed_until, gate)
+    rows += [
+        _gated(SlotRow(scheduled_for=slot, slots_from=slot, coalesced=1), gate)
+        for slot in slots.newest(Millis(max(after, missed_until)), until, limit=COALESCED_LIMIT)
+    ]
+    next_slot = slots.next_after(Millis(max(until, after)))
+    return Firing(
+        job_id=job.job_id,
+        schedule_rev=job.schedule_rev,
+        watermark_before=after,
+        watermark=Millis(max([after, *(row.scheduled_for for row in rows)])),
+        next_fire_at=None if next_slot is None else Millis(next_slot + offset_ms),
+        rows=tuple(rows),
+    )
+
+
+def _thresholds(job: Job, until: Millis, offset_ms: int) -> tuple[Millis, Millis]:
+    """Slots up to the first are misfired, up to the second missed; a slot that was put off is neither."""
+    missed_until = until - MISSED_AFTER_MS - 1
+    misfired_until = -1 if job.misfire_grace_sec is None else until - job.misfire_grace_sec * 1000 - 1
+    if job.deferred_at is not None:
+        put_off_from = job.deferred_at - offset_ms - MISSED_AFTER_MS - 1
+        missed_until = min(missed_until, put_off_from)
+        misfired_until = min(misfired_until, put_off_from)
+    return Millis(misfired_until), Millis(max(missed_until, misfired_until))
+
+
+def _caught_up(job: Job, slots: Slots, after: Millis, until: Millis, gate: _Gate) -> list[SlotRow]:
+    """The rows for missed slots, by the job's catch-up rule; found by stepping back from the newest."""
+    if job.catch_up == "skip":
+        return _skipped(slots, after, until, "missed")
+    if job.catch_up == "latest":
+        return [_gated(row, gate) for row in _one_row(slots, after, until)]
+    newest = slots.newest(after, until, limit=CATCH_UP_LIMIT)
+    rows = []
+    if newest:
+        rows = _skipped(slots, after, Millis(newest[0] - 1), "catch_up_limit")
+    for slot in newest:
+        gate.admit(always=True)
+        rows.append(SlotRow(scheduled_for=slot, slots_from=slot, coalesced=1))
+    return rows
+
+
+def _gated(row: SlotRow, gate: _Gate) -> SlotRow:
+    return row if gate.admit() else replace(row, skip_reason="overlap")
+
+
+def _skipped(slots: Slots, after: Millis, until: Millis, reason: SkipReason) -> list[SlotRow]:
+    return [replace(row, skip_reason=reason) for row in _one_row(slots, after, until)]
+
+
+def _one_row(slots: Slots, after: Millis, until: Millis) -> list[SlotRow]:
+    """One row that stands for every slot in (after, until]; none when there is no slot."""
+    first = slots.next_after(after)
+    if first is None or first > until:
+        return []
+    count = slots.count(after, until, limit=COALESCED_LIMIT)
+    [latest] = slots.newest(after, until, limit=1)
+    return [SlotRow(scheduled_for=latest, slots_from=first, coalesced=count)]
+
+
+def skip_elapsed(job: Job, slots: Slots, *, now: Millis, reason: SkipReason) -> list[SlotRow]:
+    """The row that an edit, a pause or a resume leaves for the slots in (watermark, now]: none ever fires."""
+    return _skipped(slots, job.last_scheduled_for, now, reason)
+
+
+# -- live runs ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Nothing to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask the live owner to end; the slot stays held until it is gone."""
+
+    reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class StopAgain:
+    """A stop was asked for already; `kill` once the owner has outlived its grace."""
+
+    kill: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Relaunch:
+    """Claimed and never started: launch it again under the next claim number."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The owner is gone, or there never was one here: record it."""
+
+    failure_reason: FailureClass
+    summary: str
+
+
+Verdict = Leave | Stop | StopAgain | Relaunch | End
+
+
+def elapsed_ms(run: Run, *, now: Millis, boottime_ms: int | None, boot_id: str) -> int:
+    """How long ago the run was claimed. On the same boot a wall clock that was set does not count."""
+    assert run.slot_claimed_at is not None
+    wall = now - run.slot_claimed_at
+    if boottime_ms is None or run.claimed_boottime_ms is None or run.boot_id != boot_id:
+        return wall
+    boot = boottime_ms - run.claimed_boottime_ms
+    return boot if abs(wall - boot) > CLOCK_STEP_MS else wall
+
+
+def judge(
+    run: Run, liveness: Liveness, *, now: Millis, boottime_ms: int | None, boot_id: str, is_http: bool
+) -> Verdict:
+    """What becomes of a run that holds a slot and has no finish file in the spool.
+
+    Death is proved, not only timed, and a live owner is stopped before its slot is freed. `liveness` is
+    ``unknown`` where there is no owner to look at: not started, accepted by the other side, another host.
+    """
+    elapsed = elapsed_ms(run, now=now, boottime_ms=boottime_ms, boot_id=boot_id)
+    assert run.lease_expires_at is not None
+    assert run.slot_claimed_at is not None
+    expired = elapsed >= run.lease_expires_at - run.slot_claimed_at
+    if run.status == "claimed":
+        return _judge_claimed(run, elapsed, expired=expired)
+    if liveness == "alive":
+        return _judge_alive(run, now, expired=expired)
+    if expired:
+        return End("lease_expired", "the lease ran out and no owner is alive")
+    if liveness == "unknown":
+        return Leave()
+    if is_http:
+        return End("outcome_unknown", "the runner died while the request was under way")
+    return End("process_lost", "the process is gone and left no outcome")
+
+
+def _judge_claimed(run: Run, elapsed: int, *, expired: bool) -> Verdict:
+    if expired:
+        return End("lease_expired", "the lease ran out before the run started")
+    if elapsed < UNSTARTED_AFTER_MS:
+        return Leave()
+    if run.launches >= MAX_LAUNCHES:
+        return End("launch_failed", f"launched {run.launches} times and never started")
+    return Relaunch()
+
+
+def _judge_alive(run: Run, now: Millis, *, expired: bool) -> Verdict:
+    if run.stop_reason is not None:
+        asked = run.stop_requested_at if run.stop_requested_at is not None else now
+        return StopAgain(kill=now - asked >= STOP_GRACE_MS)
+    return Stop("lease_expired") if expired else Leave()
+
+
+# -- outcomes ----------------------------------------------------------------------------------------------
+
+#: Whether the work was done is not known: tried again only where doing it twice does no harm.
+_ONLY_IDEMPOTENT: frozenset[str] = frozenset({"process_lost", "outcome_unknown", "lease_expired", "aborted"})
+_NEVER_RETRIED: frozenset[str] = frozenset({"auth_failed", "turn_limit_exceeded", "budget_exceeded"})
+_FIRST_BACKOFF_SEC, _LONGEST_BACKOFF_SEC = 30, 3600
+
+
+def final_outcome(run: Run, outcome: Outcome) -> Outcome:
+    """The outcome with the row's stop reason above whatever the process said at its end."""
+    match run.stop_reason:
+        case None:
+            return outcome
+        case "cancelled":
+            return replace(outcome, status="cancelled", failure_reason=None)
+        case "turn_limit_exceeded":
+            return replace(outcome, status="failed", failure_reason="turn_limit_exceeded")
+        case _:
+            return replace(outcome, status="failed", failure_reason="lease_expired")
+
+
+def retry_at(run: Run, job: Job | None, outcome: Outcome) -> Millis | None:
+    """When to try again, or None: no attempt left, a class that is never retried, or the next slot is nearer."""
+    if job is None or outcome.status != "failed" or run.attempt >= job.max_attempts or run.stop_reason:
+        return None
+    reason = outcome.failure_reason or ""
+    if reason in _NEVER_RETRIED or (reason in _ONLY_IDEMPOTENT and not job.idempotent):
+        return None
+    at = Millis(outcome.completed_at + round(1000 * _backoff_sec(run, outcome)))
+    if job.next_fire_at is not None and at >= job.next_fire_at:
+        return None
+    return at
+
+
+def _backoff_sec(run: Run, outcome: Outcome) -> float:
+    if outcome.retry_after_sec is not None:
+        return max(outcome.retry_after_sec, 1.0)
+    # Jitter that is the same for the same attempt, so that a rehearsal repeats itself.
+    jitter = 0.75 + (run.run_id * 2654435761 + run.attempt) % 1000 / 2000
+    return float(min(_FIRST_BACKOFF_SEC * 2 ** (run.attempt - 1), _LONGEST_BACKOFF_SEC) * jitter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streaks:
+    """A job's two streaks after an end, and why it is to be paused, if it is."""
+
+    failure_streak: int
+    turn_budget_breach_streak: int
+    pause_reason: str | None = None
+
+
+def streaks_after(job: Job, outcome: Outcome, *, failure_pause: int, breach_pause: int) -> Streaks:
+    """Count a failure or a turn-limit breach, each in its own streak; a success resets both."""
+    failures, breaches = job.failure_streak, job.turn_budget_breach_streak
+    if outcome.status == "completed":
+        return Streaks(failure_streak=0, turn_budget_breach_streak=0)
+    if outcome.status == "cancelled" or outcome.failure_reason == "aborted":
+        return Streaks(failure_streak=failures, turn_budget_breach_streak=breaches)
+    if outcome.failure_reason == "turn_limit_exceeded":
+        breaches += 1
+        reason = f"{breaches} turn-limit breaches in a row" if breaches >= breach_pause else None
+    else:
+        failures += 1
+        reason = (
+            f"{failures} failures in a row, the last one {outcome.failure_reason}"
+            if failures >= failure_pause
+            else None
+        )
+    return Streaks(failure_streak=failures, turn_budget_breach_streak=breaches, pause_reason=reason)

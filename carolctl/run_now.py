@@ -1,0 +1,126 @@
+"""Manual runs: they honour the cap, and a bypass needs a reason and leaves one audit row.
+
+Decision: a full fleet refuses with an ETA and leaves no row behind; ``--force`` passes the cap, is counted as
+occupancy and stands outside the invariant. Consequence: nobody starves the chat by hand without its being seen.
+A manual run never moves the schedule.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+
+from carolctl import finish
+from carolctl.config import Settings
+from carolctl.errors import CapacityFull, JobRunning, NotFound, TryAgainLater
+from carolctl.model import OCCUPYING, Claimed, Job, Millis, Run
+from carolctl.session import Session
+from carolctl.store.records import AuditEntry
+from carolctl.store.tx import ReadTx, WriteTx
+
+
+def run_now(
+    session: Session, job_id: str, *, force: bool, reason: str | None, requester: str | None
+) -> Claimed:
+    """Claim a slot for a manual run of `job_id`, in one write; the caller launches it.
+
+    Raises `NotFound`, `JobRunning`, `CapacityFull` (with ``slot_eta_sec``) or `TryAgainLater` while paused.
+    """
+    with session.store.read() as snapshot:
+        settings = session.settings(snapshot)
+        eta = slot_eta_sec(snapshot, session.now)
+    claimant = finish.claimant_now(session.now, settings)
+    with session.store.write() as tx:
+        job = existing_job(tx, job_id)
+        _refuse_when_paused(tx, session.now)
+        _refuse_when_running(tx, job)
+        run_id = tx.insert_run(
+            job.job_id,
+            source="manual",
+            now=session.now,
+            max_turns=job.max_turns or settings.max_turns,
+            forced=force,
+            requester=requester,
+        )
+        cap = sum(tx.count_live()) + 1 if force else settings.max_concurrent
+        claimed = tx.claim(claimant, cap=cap, only=run_id)
+        if not claimed:
+            # Leaving the block by an exception rolls the row back.
+            raise _full(settings, eta)
+        if force:
+            _audit_bypass(tx, session, job, claimed[0].run, settings, reason)
+    return claimed[0]
+
+
+def existing_job(tx: ReadTx, job_id: str) -> Job:
+    """The job of that id; `NotFound` with a hint of similar ones otherwise."""
+    job = tx.job(job_id)
+    if job is None:
+        similar = ", ".join(tx.job_ids_like(job_id))
+        raise NotFound(
+            f"no such job: {job_id}", hint=f"did you mean {similar}?" if similar else "carolctl list-jobs"
+        )
+    return job
+
+
+def _refuse_when_paused(tx: ReadTx, now: Millis) -> None:
+    if finish.globally_paused(tx, now):
+        raise TryAgainLater("everything is paused", hint="carolctl resume")
+
+
+def _refuse_when_running(tx: ReadTx, job: Job) -> None:
+    live = tx.live_runs_of(job.job_id)
+    if live and job.overlap != "allow":
+        raise JobRunning(
+            f"{job.job_id} has a live run already: {live[0].run_id}, {live[0].status}",
+            hint=f"carolctl show-run {live[0].run_id}",
+            run_id=live[0].run_id,
+        )
+
+
+def _full(settings: Settings, eta: int | None) -> CapacityFull:
+    when = "unknown" if eta is None else f"in about {eta} s"
+    return CapacityFull(
+        f"all {settings.max_concurrent} slots are taken; the next one is free {when}",
+        hint="try again then, or --force --reason TEXT",
+        slot_eta_sec=eta,
+    )
+
+
+def _audit_bypass(
+    tx: WriteTx, session: Session, job: Job, run: Run, settings: Settings, reason: str | None
+) -> None:
+    tx.audit(
+        AuditEntry(
+            at=session.now,
+            actor=run.requester or session.actor,
+            command="manual_force_bypass",
+            subject=job.job_id,
+            after={
+                "run_id": run.run_id,
+                "occupied": tx.count_live()[1],
+                "max_concurrent": settings.max_concurrent,
+            },
+            reason=reason,
+        )
+    )
+
+
+def slot_eta_sec(tx: ReadTx, now: Millis) -> int | None:
+    """Seconds until a slot is free for a newcomer: the live runs' expected ends, those who wait before it first.
+
+    A run is expected to take the median of its job's latest durations, and at most its lease.
+    """
+    live = tx.live_runs()
+    waiting = sum(run.status == "queued" for run in live)
+    ends = sorted(_expected_end(tx, run, now) for run in live if run.status in OCCUPYING)
+    if not ends:
+        return None
+    return max(0, round((ends[min(waiting, len(ends) - 1)] - now) / 1000))
+
+
+def _expected_end(tx: ReadTx, run: Run, now: Millis) -> int:
+    assert run.lease_expires_at is not None
+    durations = tx.recent_durations_ms(run.job_id)
+    started = run.started_at or now
+    expected = started + median(durations) if durations else run.lease_expires_at
+    return round(max(now, min(expected, run.lease_expires_at)))

@@ -1,0 +1,161 @@
+"""One function for every end of a run, whoever saw it: the finish of its runner, a sweep, or the spool.
+
+Incident: an agent died, and its row stayed ``running`` for a day. Decision: an end is written in one place, by
+compare-and-swap on the claim number, together with the streaks, the metrics, the on-failure run and the audit
+line it causes. Consequence: a zombie changes nothing, and no end is half-recorded. A savepoint a row: a run
+whose job cannot be understood any more never stops the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from carolctl.config import Settings
+from carolctl.model import Job, Millis, Outcome, Run
+from carolctl.policy import final_outcome, retry_at, streaks_after
+from carolctl.store.records import AuditEntry, FiringMetrics
+from carolctl.store.tx import WriteTx
+
+_LEASE_DRIFT_SHARE = 0.8
+
+
+@dataclass(slots=True)
+class Settled:
+    """What became of the outcomes, by run id."""
+
+    ended: list[int] = field(default_factory=list)
+    requeued: list[int] = field(default_factory=list)
+    #: The claim was not the run's present one, or the run had ended: nothing was changed.
+    stale: list[int] = field(default_factory=list)
+    #: Run id and what went wrong; the run was ended bare, without streaks or metrics.
+    damaged: list[tuple[int, str]] = field(default_factory=list)
+
+
+def settle(tx: WriteTx, outcomes: Iterable[Outcome], *, now: Millis, settings: Settings) -> Settled:
+    """Record `outcomes` inside the open write transaction `tx`."""
+    settled = Settled()
+    for outcome in outcomes:
+        run = tx.run(outcome.run_id)
+        if run is None:
+            settled.stale.append(outcome.run_id)
+            continue
+        try:
+            with tx.savepoint:
+                _settle_one(tx, run, outcome, settled, now=now, settings=settings)
+        except (ValueError, KeyError, TypeError) as problem:
+            settled.damaged.append((run.run_id, f"{type(problem).__name__}: {problem}"))
+            tx.end_run(final_outcome(run, outcome))
+    return settled
+
+
+def _settle_one(
+    tx: WriteTx, run: Run, outcome: Outcome, settled: Settled, *, now: Millis, settings: Settings
+) -> None:
+    outcome = final_outcome(run, outcome)
+    job = tx.job(run.job_id)
+    again_at = retry_at(run, job, outcome)
+    if again_at is not None:
+        if tx.requeue_run(outcome, not_before=again_at):
+            _record_metrics(tx, run, outcome)
+            settled.requeued.append(run.run_id)
+        else:
+            settled.stale.append(run.run_id)
+        return
+    if not tx.end_run(outcome):
+        settled.stale.append(run.run_id)
+        return
+    settled.ended.append(run.run_id)
+    _record_metrics(tx, run, outcome)
+    if job is not None:
+        _update_job(tx, run, job, outcome, now=now, settings=settings)
+        _trigger_handler(tx, run, job, outcome, now=now, settings=settings)
+
+
+def _record_metrics(tx: WriteTx, run: Run, outcome: Outcome) -> None:
+    started = run.started_at
+    tx.record_metrics(
+        FiringMetrics(
+            run_id=run.run_id,
+            attempt=run.attempt,
+            job_id=run.job_id,
+            fired_at=run.queued_at,
+            slot_claimed_at=run.slot_claimed_at,
+            completed_at=outcome.completed_at,
+            slot_wait_ms=_between(run.queued_at, run.slot_claimed_at),
+            duration_ms=_between(started, outcome.completed_at),
+            lateness_ms=_between(run.scheduled_for, started),
+            turn_count=outcome.turns if outcome.turns is not None else run.turn_count,
+            max_turns_at_firing=run.max_turns,
+            concurrent_schedules=tx.count_live()[1],
+            pressure_sources=None,
+            psi_cpu_avg10=None,
+            failure_reason=outcome.failure_reason,
+        )
+    )
+
+
+def _between(earlier: Millis | None, later: Millis | None) -> int | None:
+    return None if earlier is None or later is None else later - earlier
+
+
+def _update_job(
+    tx: WriteTx, run: Run, job: Job, outcome: Outcome, *, now: Millis, settings: Settings
+) -> None:
+    streaks = streaks_after(
+        job, outcome, failure_pause=settings.failure_pause, breach_pause=settings.breach_pause
+    )
+    turns = outcome.turns if outcome.turns is not None else run.turn_count
+    values: dict[str, Any] = {
+        "last_run_id": run.run_id,
+        "last_status": outcome.status,
+        "last_failure_reason": outcome.failure_reason,
+        "failure_streak": streaks.failure_streak,
+        "turn_budget_breach_streak": streaks.turn_budget_breach_streak,
+        "lease_drift_streak": _lease_drift_streak(run, job, outcome),
+        "updated_at": now,
+    }
+    if turns is not None:
+        values |= {"last_turn_count": turns, "avg_turns_per_firing": tx.average_turns(job.job_id)}
+    if streaks.pause_reason and job.status == "active":
+        values |= {"status": "paused", "paused_reason": streaks.pause_reason}
+        tx.audit(
+            AuditEntry(
+                at=now,
+                actor="carolctl",
+                command="settle",
+                subject=job.job_id,
+                before={"status": job.status},
+                after={"status": "paused", "run_id": run.run_id},
+                reason=streaks.pause_reason,
+            )
+        )
+    tx.set_job_columns(job.job_id, values)
+
+
+def _lease_drift_streak(run: Run, job: Job, outcome: Outcome) -> int:
+    """How many firings in a row ended above 80 % of their lease."""
+    if run.slot_claimed_at is None or run.lease_expires_at is None:
+        return job.lease_drift_streak
+    lease = run.lease_expires_at - run.slot_claimed_at
+    used = outcome.completed_at - run.slot_claimed_at
+    return job.lease_drift_streak + 1 if used > _LEASE_DRIFT_SHARE * lease else 0
+
+
+def _trigger_handler(
+    tx: WriteTx, run: Run, job: Job, outcome: Outcome, *, now: Millis, settings: Settings
+) -> None:
+    """Queue the on-failure job, once for this run; a handler's own failure triggers nothing."""
+    if outcome.status != "failed" or job.on_failure is None or run.trigger_kind == "on_failure":
+        return
+    handler = tx.job(job.on_failure)
+    if handler is not None:
+        tx.insert_run(
+            handler.job_id,
+            source="event",
+            now=now,
+            max_turns=handler.max_turns or settings.max_turns,
+            event_id=f"run:{run.run_id}",
+            trigger_kind="on_failure",
+        )

@@ -1,0 +1,132 @@
+"""Outcomes that could not be written: one small file each, durable before anyone relies on it.
+
+A file is written in ``tmp``, synced, renamed into ``new``, and the folder synced. It is unlinked only after the
+COMMIT that took it in; taking it in twice changes nothing, because an outcome is a compare-and-swap. Whatever is
+not a plain file of our own is moved to ``bad`` and never read: a link, a FIFO, somebody else's, an endless one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from carolctl import places
+from carolctl.errors import BadData
+from carolctl.failpoints import failpoint
+from carolctl.lockguard import require_unlocked
+from carolctl.model import Outcome
+
+_MAX_BYTES = 64 * 1024
+_MAX_FILES = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolFile:
+    """One file in ``new`` and the outcome that it holds."""
+
+    path: str
+    outcome: Outcome
+
+
+def leave(outcome: Outcome) -> str:
+    """Write one outcome durably; its path. Raises OSError when the disk does not take it."""
+    require_unlocked("writing to the spool")
+    name = f"finish-{outcome.run_id}-{outcome.claim_no}.json"
+    temporary = os.path.join(_folder("tmp"), f"{name}.{os.getpid()}")
+    target = os.path.join(_folder("new"), name)
+    descriptor = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
+    with open(descriptor, "wb") as file:
+        file.write(json.dumps({"kind": "finish"} | asdict(outcome)).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    failpoint("spool-before-rename")
+    os.rename(temporary, target)
+    _sync_folder(os.path.dirname(target))
+    return target
+
+
+def pending() -> list[SpoolFile]:
+    """The outcomes that wait in ``new``; what cannot be used is moved to ``bad``."""
+    require_unlocked("reading the spool")
+    folder = os.path.join(places.spool(), "new")
+    try:
+        names = sorted(os.listdir(folder))[:_MAX_FILES]
+    except FileNotFoundError:
+        return []
+    found = []
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            found.append(SpoolFile(path, _outcome(_read(path))))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, BadData):
+            set_aside(path)
+    return found
+
+
+def unlink(files: Iterable[SpoolFile]) -> None:
+    """Remove files whose outcomes are committed."""
+    require_unlocked("emptying the spool")
+    for file in files:
+        try:
+            os.unlink(file.path)
+        except FileNotFoundError:
+            continue
+
+
+def set_aside(path: str) -> None:
+    """Move a file that cannot be used to ``bad``, where a person may look at it."""
+    try:
+        os.rename(path, os.path.join(_folder("bad"), os.path.basename(path)))
+    except FileNotFoundError:
+        return
+
+
+def _read(path: str) -> bytes:
+    # O_NONBLOCK: opening a FIFO must not hang; O_NOFOLLOW: a link is not ours to follow.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        facts = os.fstat(file.fileno())
+        ours = stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid() and facts.st_nlink == 1
+        if not ours or facts.st_size > _MAX_BYTES:
+            raise BadData(f"{path} is not a spool file of ours")
+        return file.read(_MAX_BYTES + 1)
+
+
+def _outcome(content: bytes) -> Outcome:
+    document: dict[str, Any] = json.loads(content)
+    if document.pop("kind") != "finish":
+        raise BadData("not a finish file")
+    outcome = Outcome(**document)
+    sound = (
+        all(type(n) is int for n in (outcome.run_id, outcome.claim_no, outcome.completed_at))
+        and outcome.status in ("completed", "failed", "cancelled")
+        and all(
+            n is None or type(n) is int for n in (outcome.turns, outcome.exit_status, outcome.http_status)
+        )
+        and (outcome.summary is None or isinstance(outcome.summary, str))
+    )
+    if not sound:
+        raise BadData("a finish file with values that cannot be")
+    return outcome
+
+
+def _folder(name: str) -> str:
+    path = os.path.join(places.spool(), name)
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    return path
+
+
+def _sync_folder(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

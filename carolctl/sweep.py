@@ -1,0 +1,160 @@
+"""Live runs: is their owner alive, and what follows from that. Shared by tick and reap.
+
+Incident: an agent died mid-run and its row stayed ``running`` for 25 hours. Decision: every slot is leased, and
+death is proved (pid, its start time, the boot) before a slot is freed; a live owner is stopped first.
+Consequence: a lost process is noticed by the next tick, and no slot is freed under a live one.
+
+The order is the point: probe first, list the spool second. A runner that writes its finish file and dies between
+the two is then seen dead, but with its file; the other way round its outcome would be lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from carolctl import launch, policy, spool
+from carolctl.failpoints import failpoint
+from carolctl.model import OCCUPYING, Claimed, HttpAction, Job, Outcome, Run
+from carolctl.settle import Settled
+from carolctl.store.runs import Claimant
+from carolctl.store.tx import WriteTx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What the probes showed, as decisions to apply under the lock and after it."""
+
+    spooled: tuple[spool.SpoolFile, ...] = ()
+    ends: tuple[Outcome, ...] = ()
+    stops: tuple[tuple[Run, policy.Stop], ...] = ()
+    stops_again: tuple[tuple[Run, policy.StopAgain], ...] = ()
+    relaunches: tuple[Run, ...] = ()
+    #: Every run that holds a slot: a process that several share ends only with all of them.
+    occupying: tuple[Run, ...] = ()
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """What to settle, the spool first: a finish that came home beats the reaper."""
+        return [file.outcome for file in self.spooled] + list(self.ends)
+
+    @property
+    def settled_runs(self) -> set[int]:
+        """The runs that this sweep ends: no longer live for the plans of the same tick."""
+        return {outcome.run_id for outcome in self.outcomes}
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return not (self.spooled or self.ends or self.stops or self.relaunches)
+
+
+def look(live: Sequence[Run], jobs: dict[str, Job], claimant: Claimant, *, paused: bool) -> Sweep:
+    """Probe the owners of `live`, then list the spool, then judge. While paused only the spool counts."""
+    occupying = [run for run in live if run.status in OCCUPYING]
+    liveness = launch.probe(occupying, host=claimant.host, boot_id=claimant.boot_id)
+    failpoint("sweep-probed")
+    spooled = tuple(spool.pending())
+    if paused:
+        return Sweep(spooled=spooled)
+    home = {(file.outcome.run_id, file.outcome.claim_no) for file in spooled}
+    verdicts = [
+        (
+            run,
+            policy.judge(
+                run,
+                liveness.get(run.run_id, "unknown"),
+                now=claimant.now,
+                boottime_ms=claimant.boottime_ms,
+                boot_id=claimant.boot_id,
+                is_http=_is_http(jobs.get(run.job_id)),
+            ),
+        )
+        for run in occupying
+        if (run.run_id, run.claim_no) not in home
+    ]
+    return _sorted_out(spooled, verdicts, claimant, occupying)
+
+
+def _is_http(job: Job | None) -> bool:
+    return job is not None and isinstance(job.action, HttpAction)
+
+
+def _sorted_out(
+    spooled: tuple[spool.SpoolFile, ...],
+    verdicts: list[tuple[Run, policy.Verdict]],
+    claimant: Claimant,
+    occupying: Sequence[Run],
+) -> Sweep:
+    return Sweep(
+        spooled=spooled,
+        ends=tuple(_end(run, v, claimant) for run, v in verdicts if isinstance(v, policy.End)),
+        stops=tuple((run, v) for run, v in verdicts if isinstance(v, policy.Stop)),
+        stops_again=tuple((run, v) for run, v in verdicts if isinstance(v, policy.StopAgain)),
+        relaunches=tuple(run for run, v in verdicts if isinstance(v, policy.Relaunch)),
+        occupying=tuple(occupying),
+    )
+
+
+def _end(run: Run, verdict: policy.End, claimant: Claimant) -> Outcome:
+    return Outcome(
+        run_id=run.run_id,
+        claim_no=run.claim_no,
+        status="failed",
+        completed_at=claimant.now,
+        failure_reason=verdict.failure_reason,
+        summary=verdict.summary,
+    )
+
+
+def bury_the_dead(sweep: Sweep, live: Sequence[Run]) -> None:
+    """Kill what is left of the sessions of dead owners, before their loss is recorded."""
+    ended = {outcome.run_id for outcome in sweep.ends}
+    dead = [run for run in live if run.run_id in ended and run.status == "running" and run.pid is not None]
+    if dead:
+        launch.bury(dead)
+
+
+def write_stops(tx: WriteTx, sweep: Sweep, claimant: Claimant) -> list[Run]:
+    """Set the stop reasons by compare-and-swap; the runs whose owners are to be asked after COMMIT."""
+    return [
+        replace(run, stop_reason=stop.reason)
+        for run, stop in sweep.stops
+        if tx.set_stop_reason(run.run_id, run.claim_no, stop.reason, now=claimant.now)
+    ]
+
+
+def stop_owners(sweep: Sweep, asked: Sequence[Run]) -> None:
+    """After COMMIT: ask the owners to end, and kill those that outlived their grace.
+
+    A process that several runs share is left alone until every run in it is to be stopped.
+    """
+    again = [run for run, _ in sweep.stops_again]
+    stopping = [*asked, *again]
+    ids = {run.run_id for run in stopping}
+    others = [run for run in sweep.occupying if run.run_id not in ids]
+    launch.stop(stopping, live=others)
+    launch.kill([run for run, verdict in sweep.stops_again if verdict.kill], live=others)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What a sweep changed, by run id."""
+
+    leases: list[int]
+    lost: list[int]
+    relaunched: list[Claimed]
+    stopped: list[Run]
+
+
+def apply(tx: WriteTx, sweep: Sweep, settled: Settled, claimant: Claimant) -> Swept:
+    """The sweep's own writes, after its outcomes were settled in the same transaction."""
+    changed = {*settled.ended, *settled.requeued, *(run_id for run_id, _ in settled.damaged)}
+    stopped = write_stops(tx, sweep, claimant)
+    ended = [outcome for outcome in sweep.ends if outcome.run_id in changed]
+    expired = [outcome.run_id for outcome in ended if outcome.failure_reason == "lease_expired"]
+    return Swept(
+        leases=sorted([*expired, *(run.run_id for run in stopped)]),
+        lost=sorted(outcome.run_id for outcome in ended if outcome.failure_reason != "lease_expired"),
+        relaunched=tx.reclaim(sweep.relaunches, claimant),
+        stopped=stopped,
+    )

@@ -1,0 +1,382 @@
+"""One tick: read a snapshot, probe without a lock, decide purely, write once, and act after COMMIT.
+
+Incident: five schedules fired at once, used 12,600 agent turns and starved the interactive chat. Decision: due
+jobs only queue runs; slots are given out by one atomic claim under a global cap, in the same transaction.
+Consequence: however many ticks run at once, each slot fires once and the cap holds.
+
+Everything may be killed between any two instructions: before COMMIT nothing has happened, and after it a claim
+that was never started is claimed again by a later tick.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from carolctl import finish, launch, places, policy, schedule, spool, sweep
+from carolctl.config import Settings
+from carolctl.failpoints import failpoint
+from carolctl.lockguard import require_unlocked
+from carolctl.model import Claimed, Firing, Job, Millis, Outcome, Run
+from carolctl.session import Session, configured_launcher, warn
+from carolctl.settle import settle
+from carolctl.store.idle import STAMP_STALE_SEC, WATERMARK_AHEAD_MS
+from carolctl.store.jobs import DamagedJob
+from carolctl.store.records import AuditEntry
+from carolctl.store.runs import Claimant
+from carolctl.store.tx import ReadTx, WriteTx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """The snapshot that a tick decides on."""
+
+    settings: Settings
+    paused: bool
+    due: list[Job]
+    damaged: list[DamagedJob]
+    ahead: list[Job]
+    live: list[Run]
+    jobs_of_live: dict[str, Job]
+    pressure: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to write; made without a lock."""
+
+    sweep: sweep.Sweep
+    firings: tuple[Firing, ...] = ()
+    deferred: tuple[Job, ...] = ()
+    set_aside: tuple[DamagedJob, ...] = ()
+    reanchored: tuple[tuple[Job, Job], ...] = ()
+    tick_gap: tuple[Millis, Millis] | None = None
+    max_turns: dict[str, int | None] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class TickReport:
+    """What a tick did: run ids, except `deferred` (job ids) and `orphans` (ids of the legacy ledger)."""
+
+    paused: bool
+    reaped: list[int] = field(default_factory=list)
+    orphans: list[int] = field(default_factory=list)
+    deferred: list[str] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+    fired: list[int] = field(default_factory=list)
+    claimed: list[int] = field(default_factory=list)
+    launched: list[int] = field(default_factory=list)
+    queued: int = 0
+    running: int = 0
+    ledger: dict[str, int] = field(default_factory=lambda: {"written": 0, "pending": 0})
+    write_lock_ms: float = 0.0
+    elapsed_ms: float = 0.0
+
+
+def tick(session: Session, *, dry_run: bool = False) -> TickReport:
+    """Run one tick. With `dry_run` the same code runs in a transaction that is rolled back, and nothing is acted on."""
+    began = time.perf_counter()
+    launcher = configured_launcher()
+    with session.store.read() as snapshot:
+        picture = take_picture(snapshot, session)
+    failpoint("tick-read")
+    claimant = finish.claimant_now(session.now, picture.settings)
+    swept = sweep.look(picture.live, picture.jobs_of_live, claimant, paused=picture.paused)
+    if not dry_run:
+        sweep.bury_the_dead(swept, picture.live)
+    plan = make_plan(picture, swept, session.now)
+    report = TickReport(paused=picture.paused)
+    to_launch: list[Claimed] = []
+    asked: list[Run] = []
+    if _has_work(plan, picture):
+        with session.store.write(dry_run=dry_run) as tx:
+            to_launch, asked = _write(tx, plan, picture, claimant, report)
+            report.ledger["pending"] = tx.ledger_pending()
+        report.write_lock_ms = round(session.store.write_lock_ms, 3)
+    else:
+        report.queued, report.running = _count(picture.live)
+    if not dry_run:
+        _act(session, launcher, plan, to_launch, asked, report)
+    report.elapsed_ms = round((time.perf_counter() - began) * 1000, 3)
+    return report
+
+
+# -- read --------------------------------------------------------------------------------------------------
+
+
+def take_picture(tx: ReadTx, session: Session) -> Picture:
+    """Everything that a tick decides on, from one snapshot."""
+    now = session.now
+    settings = session.settings(tx)
+    due, damaged = tx.due_jobs(now)
+    live = tx.live_runs()
+    return Picture(
+        settings=settings,
+        paused=finish.globally_paused(tx, now),
+        due=due,
+        damaged=damaged,
+        ahead=tx.jobs_with_watermark_after(Millis(now + WATERMARK_AHEAD_MS)),
+        live=live,
+        jobs_of_live=tx.jobs_named({run.job_id for run in live}),
+        pressure=tx.pressure_sources(now),
+    )
+
+
+def _count(live: Sequence[Run]) -> tuple[int, int]:
+    queued = sum(run.status == "queued" for run in live)
+    return queued, len(live) - queued
+
+
+# -- plan --------------------------------------------------------------------------------------------------
+
+
+def make_plan(picture: Picture, swept: sweep.Sweep, now: Millis) -> Plan:
+    """Decide about every due job. While paused, or under a cap of 0, nothing fires and due slots wait."""
+    gap = _tick_gap(now)
+    if picture.paused or picture.settings.max_concurrent == 0:
+        return Plan(sweep=swept, tick_gap=gap)
+    firings, broken = _plan_firings(picture, swept, now)
+    reanchored, broken_ahead = _plan_reanchoring(picture.ahead, now)
+    return Plan(
+        sweep=swept,
+        firings=() if picture.pressure else firings,
+        deferred=tuple(picture.due) if picture.pressure else (),
+        set_aside=(*picture.damaged, *broken, *broken_ahead),
+        reanchored=reanchored,
+        tick_gap=gap,
+        max_turns={job.job_id: job.max_turns or picture.settings.max_turns for job in picture.due},
+    )
+
+
+def _plan_firings(
+    picture: Picture, swept: sweep.Sweep, now: Millis
+) -> tuple[tuple[Firing, ...], list[DamagedJob]]:
+    counts = policy.count_scheduled(run for run in picture.live if run.run_id not in swept.settled_runs)
+    firings, broken = [], []
+    for job in picture.due:
+        try:
+            slots = schedule_of(job)
+        except Exception as problem:  # noqa: BLE001 - a bad row steps aside and never stops the others
+            broken.append(DamagedJob(job.job_id, f"schedule: {problem}"))
+            continue
+        firings.append(
+            policy.plan_firing(
+                job,
+                slots,
+                now=now,
+                offset_ms=schedule.spread_offset_ms(job.job_id, job.spread_sec),
+                live=counts.get(job.job_id, policy.LiveScheduled()),
+            )
+        )
+    return tuple(firings), broken
+
+
+def _plan_reanchoring(
+    ahead: Sequence[Job], now: Millis
+) -> tuple[tuple[tuple[Job, Job], ...], list[DamagedJob]]:
+    """Jobs whose watermark lies far ahead, because the clock was set back, start again from now."""
+    pairs, broken = [], []
+    for job in ahead:
+        try:
+            slots = schedule_of(replace(job, anchor_at=now))
+        except Exception as problem:  # noqa: BLE001 - as above
+            broken.append(DamagedJob(job.job_id, f"schedule: {problem}"))
+            continue
+        pairs.append((job, reanchored(job, slots, now)))
+    return tuple(pairs), broken
+
+
+def schedule_of(job: Job) -> schedule.Schedule:
+    """The schedule of a job, from its compiled fields where they are current."""
+    return schedule.parse(
+        job.schedule_kind,
+        job.schedule_expr,
+        job.timezone,
+        job.dst_rule,
+        anchor_at=job.anchor_at,
+        compiled=job.schedule_compiled,
+    )
+
+
+def reanchored(job: Job, slots: schedule.Schedule, now: Millis) -> Job:
+    """`job` with its watermark and anchor at `now` and the wake-up that follows."""
+    following = slots.next_after(now)
+    offset = schedule.spread_offset_ms(job.job_id, job.spread_sec)
+    return replace(
+        job,
+        anchor_at=now,
+        last_scheduled_for=now,
+        next_fire_at=None if following is None else Millis(following + offset),
+        deferred_at=None,
+        updated_at=now,
+    )
+
+
+def _tick_gap(now: Millis) -> tuple[Millis, Millis] | None:
+    """From and to, when the last tick was too long ago."""
+    try:
+        stamped = Millis(round(os.stat(places.tick_stamp()).st_mtime * 1000))
+    except OSError:
+        return None
+    return (stamped, now) if now - stamped > STAMP_STALE_SEC * 1000 else None
+
+
+def _has_work(plan: Plan, picture: Picture) -> bool:
+    queued, occupied = _count(picture.live)
+    refill = queued and occupied < picture.settings.max_concurrent and not picture.paused
+    decided = plan.firings or plan.deferred or plan.set_aside or plan.reanchored or plan.tick_gap
+    return bool(decided or refill or not plan.sweep.is_empty())
+
+
+# -- write -------------------------------------------------------------------------------------------------
+
+
+def _write(
+    tx: WriteTx, plan: Plan, picture: Picture, claimant: Claimant, report: TickReport
+) -> tuple[list[Claimed], list[Run]]:
+    """The one transaction: spooled outcomes first, then verdicts, firings, the slot claim, audit."""
+    now, settings = claimant.now, picture.settings
+    settled = settle(tx, plan.sweep.outcomes, now=now, settings=settings)
+    swept = sweep.apply(tx, plan.sweep, settled, claimant)
+    report.reaped = sorted(swept.leases + swept.lost)
+    failpoint("tick-swept")
+    _set_aside(tx, plan, now)
+    _reanchor(tx, plan, now)
+    _fire(tx, plan, now, report)
+    report.deferred = _defer(tx, plan, picture, now)
+    failpoint("tick-fired")
+    claimed = finish.refill(tx, claimant, settings)
+    to_launch = [*swept.relaunched, *claimed]
+    report.claimed = sorted(item.run.run_id for item in to_launch)
+    if plan.tick_gap:
+        tx.audit(_entry(now, "tick_gap", None, after={"from": plan.tick_gap[0], "to": plan.tick_gap[1]}))
+    report.queued, report.running = tx.count_live()
+    return to_launch, swept.stopped
+
+
+def _fire(tx: WriteTx, plan: Plan, now: Millis, report: TickReport) -> None:
+    """Advance the jobs by compare-and-swap, then write the rows of those that moved: set-based, one firing a slot."""
+    if not plan.firings:
+        return
+    moved = tx.advance_jobs(plan.firings, now=now)
+    won = [firing for firing in plan.firings if firing.job_id in moved]
+    rows = tx.insert_slot_rows(won, now=now, max_turns=plan.max_turns)
+    report.fired = [run_id for run_id, _, status in rows if status == "queued"]
+    report.skipped = [run_id for run_id, _, status in rows if status == "skipped"]
+    tx.count_firings(_counts(won, rows), now=now)
+
+
+def _counts(
+    won: Sequence[Firing], rows: Sequence[tuple[int, str, str]]
+) -> list[tuple[str, int, int, int | None]]:
+    fired: dict[str, list[int]] = {}
+    for run_id, job_id, status in rows:
+        if status == "queued":
+            fired.setdefault(job_id, []).append(run_id)
+    return [
+        (
+            firing.job_id,
+            len(fired.get(firing.job_id, ())),
+            sum(row.coalesced for row in firing.rows if row.skip_reason == "overlap"),
+            max(fired.get(firing.job_id, ()), default=None),
+        )
+        for firing in won
+        if firing.rows
+    ]
+
+
+def _defer(tx: WriteTx, plan: Plan, picture: Picture, now: Millis) -> list[str]:
+    if not plan.deferred:
+        return []
+    until = Millis(now + picture.settings.chat_pressure_delay_sec * 1000)
+    deferred = tx.defer_jobs(plan.deferred, now=now, until=until)
+    for job_id in deferred:
+        tx.audit(_entry(now, "deferred", job_id, after={"until": until, "pressure": picture.pressure}))
+    return deferred
+
+
+def _set_aside(tx: WriteTx, plan: Plan, now: Millis) -> None:
+    for damaged in plan.set_aside:
+        reason = f"set aside: {damaged.problem}"
+        if tx.pause_damaged_job(damaged.job_id, reason, now=now):
+            tx.audit(_entry(now, "set_aside", damaged.job_id, reason=reason))
+
+
+def _reanchor(tx: WriteTx, plan: Plan, now: Millis) -> None:
+    for before, after in plan.reanchored:
+        if tx.replace_job(before, after):
+            tx.audit(
+                _entry(
+                    now,
+                    "reanchored",
+                    before.job_id,
+                    before={"last_scheduled_for": before.last_scheduled_for},
+                    after={"last_scheduled_for": after.last_scheduled_for},
+                    reason="the watermark lay more than 26 h ahead of the clock",
+                )
+            )
+
+
+def _entry(now: Millis, command: str, subject: str | None, **content: object) -> AuditEntry:
+    return AuditEntry(at=now, actor="carolctl", command=command, subject=subject, **content)  # type: ignore[arg-type]
+
+
+# -- act ---------------------------------------------------------------------------------------------------
+
+
+def _act(
+    session: Session,
+    launcher: launch.Launcher,
+    plan: Plan,
+    to_launch: list[Claimed],
+    asked: list[Run],
+    report: TickReport,
+) -> None:
+    """After COMMIT: stop, launch, empty the spool, leave the stamp."""
+    require_unlocked("acting on a tick")
+    failpoint("tick-committed")
+    sweep.stop_owners(plan.sweep, asked)
+    report.launched = launch_all(session, launcher, to_launch)
+    failpoint("tick-launched")
+    spool.unlink(plan.sweep.spooled)
+    for before, _ in plan.reanchored:
+        warn(
+            f"{before.job_id}: its watermark lay more than 26 h ahead of the clock and starts again from now"
+        )
+    for damaged in plan.set_aside:
+        warn(f"{damaged.job_id} is set aside, paused: {damaged.problem}")
+    touch_stamp(session.now)
+
+
+def launch_all(session: Session, launcher: launch.Launcher, claimed: Sequence[Claimed]) -> list[int]:
+    """Launch what was claimed; what surely did not start is settled at once, and its slot refilled. Run ids."""
+    launched: list[int] = []
+    waiting = list(claimed)
+    while waiting:
+        failures = {failure.run_id: failure for failure in launcher.launch(waiting)}
+        launched += [item.run.run_id for item in waiting if item.run.run_id not in failures]
+        if not failures:
+            break
+        outcomes = [
+            Outcome(
+                run_id=failure.run_id,
+                claim_no=failure.claim_no,
+                status="failed",
+                completed_at=session.now,
+                failure_reason="launch_failed",
+                summary=failure.message,
+            )
+            for failure in failures.values()
+        ]
+        waiting = finish.record_outcomes(session.store, outcomes, now=session.now)
+    return launched
+
+
+def touch_stamp(now: Millis) -> None:
+    """Leave the time of this tick on the stamp file, so that the next one can tell a gap."""
+    path = places.tick_stamp()
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    with open(path, "ab"):
+        os.utime(path, (now / 1000, now / 1000))

@@ -1,0 +1,1 @@
+"""Makes the folder importable: ``from tests.builders import job``."""
