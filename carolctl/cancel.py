@@ -9,8 +9,8 @@ from dataclasses import replace
 from carolctl import clock, config, launch, sweep
 from carolctl.errors import Refused
 from carolctl.model import LIVE, OCCUPYING, Millis, Outcome, Run
+from carolctl.notices import warn
 from carolctl.policy import StopAgain
-from carolctl.session import warn
 from carolctl.settle import settle
 from carolctl.store.db import Store
 

@@ -114,9 +114,7 @@ def checked(key: str, text: str) -> int | str:
         raise UsageError(f"{problem}: {text!r}", field=key) from None
 
 
-def resolve(
-    table: Mapping[str, str], environ: Mapping[str, str], warn: Callable[[str], None]
-) -> Settings:
+def resolve(table: Mapping[str, str], environ: Mapping[str, str], warn: Callable[[str], None]) -> Settings:
     """The settings in force, from the settings table and the environment; bad values are warned about."""
     values = {setting.field: value_and_source(setting, table, environ, warn)[0] for setting in REGISTRY}
     return Settings(**values)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from carolctl import clock, config, spool
 from carolctl.errors import BadData, DiskFull, NotFound, NotPermitted, StoreBusy
 from carolctl.failpoints import failpoint
 from carolctl.model import Claimed, Millis, Outcome
-from carolctl.session import warn
+from carolctl.notices import warn
 from carolctl.settle import Settled, settle
 from carolctl.store.db import Store
 from carolctl.store.runs import Claimant

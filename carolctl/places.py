@@ -20,9 +20,7 @@ def data_home() -> str:
 
 def scheduler_db() -> str:
     """``CAROL_SCHEDULER_DB``, else ``scheduler.db`` in the data home."""
-    return os.path.abspath(
-        os.environ.get("CAROL_SCHEDULER_DB") or os.path.join(data_home(), "scheduler.db")
-    )
+    return os.path.abspath(os.environ.get("CAROL_SCHEDULER_DB") or os.path.join(data_home(), "scheduler.db"))
 
 
 def planner_db() -> str | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from carolctl import finish, spool, sweep, tick
+from carolctl import finish, launch, spool, sweep, tick
 from carolctl.model import Claimed, Run
-from carolctl.session import Session, configured_launcher
+from carolctl.session import Session
 from carolctl.settle import settle
 
 
@@ -21,7 +21,7 @@ class ReapReport:
 
 def reap(session: Session, *, dry_run: bool = False) -> ReapReport:
     """Look at every live run and record what has ended; freed slots go to the next queued runs."""
-    launcher = configured_launcher()
+    launcher = launch.choose_configured()
     with session.store.read() as snapshot:
         picture = tick.take_picture(snapshot, session)
     claimant = finish.claimant_now(session.now, picture.settings)
@@ -46,7 +46,7 @@ def reap(session: Session, *, dry_run: bool = False) -> ReapReport:
 
 def drain(session: Session) -> tuple[list[int], list[int]]:
     """Bring the spool in: the run ids that it ended, and those of the runs launched into the freed slots."""
-    launcher = configured_launcher()
+    launcher = launch.choose_configured()
     files = spool.pending()
     if not files:
         return [], []

@@ -6,19 +6,13 @@ The rim of the program: everything below is handed these as values and reads nei
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 
 from carolctl import clock, config, places
-from carolctl.launch import Launcher, choose
 from carolctl.model import Millis
+from carolctl.notices import warn
 from carolctl.store.db import Store, open_store
 from carolctl.store.tx import ReadTx
-
-
-def warn(text: str) -> None:
-    """One line on standard error."""
-    print(f"carolctl: warning: {text}", file=sys.stderr)  # noqa: T201
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +40,6 @@ def open_session(db: str | None = None, *, create: bool = False) -> Session:
         places.scheduler_db(), deadline_ms=config.busy_timeout_ms(os.environ, warn), create=create
     )
     return Session(store=store, now=now, actor=actor())
-
-
-def configured_launcher() -> Launcher:
-    """The launcher that ``CAROL_LAUNCHER`` names; see `launch.choose` for the errors."""
-    return choose(config.launcher(os.environ, warn))
 
 
 def actor() -> str:

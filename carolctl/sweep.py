@@ -128,12 +128,11 @@ def stop_owners(sweep: Sweep, asked: Sequence[Run]) -> None:
 
     A process that several runs share is left alone until every run in it is to be stopped.
     """
-    again = [run for run, _ in sweep.stops_again]
-    stopping = [*asked, *again]
+    stopping = [*asked, *(run for run, _ in sweep.stops_again)]
     ids = {run.run_id for run in stopping}
-    others = [run for run in sweep.occupying if run.run_id not in ids]
-    launch.stop(stopping, live=others)
-    launch.kill([run for run, verdict in sweep.stops_again if verdict.kill], live=others)
+    needed = {run.pid for run in sweep.occupying if run.run_id not in ids}
+    launch.stop([run for run in stopping if run.pid not in needed])
+    launch.kill([run for run, again in sweep.stops_again if again.kill and run.pid not in needed])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

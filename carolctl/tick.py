@@ -20,7 +20,8 @@ from carolctl.config import Settings
 from carolctl.failpoints import failpoint
 from carolctl.lockguard import require_unlocked
 from carolctl.model import Claimed, Firing, Job, Millis, Outcome, Run
-from carolctl.session import Session, configured_launcher, warn
+from carolctl.notices import warn
+from carolctl.session import Session
 from carolctl.settle import settle
 from carolctl.store.idle import STAMP_STALE_SEC, WATERMARK_AHEAD_MS
 from carolctl.store.jobs import DamagedJob
@@ -78,7 +79,7 @@ class TickReport:
 def tick(session: Session, *, dry_run: bool = False) -> TickReport:
     """Run one tick. With `dry_run` the same code runs in a transaction that is rolled back, and nothing is acted on."""
     began = time.perf_counter()
-    launcher = configured_launcher()
+    launcher = launch.choose_configured()
     with session.store.read() as snapshot:
         picture = take_picture(snapshot, session)
     failpoint("tick-read")

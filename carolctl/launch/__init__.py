@@ -16,7 +16,7 @@ from carolctl.errors import Unavailable
 from carolctl.launch import owner
 from carolctl.launch.owner import Liveness
 from carolctl.model import Claimed, Run
-from carolctl.session import warn
+from carolctl.notices import warn
 
 __all__ = [
     "LaunchFailure",

@@ -82,8 +82,8 @@ def open_store(path: str, *, deadline_ms: int, create: bool = False) -> Store:
     """
     require_unlocked("opening the job store")
     refuse_network_file_system(path)
-    if create and not os.path.exists(path):
-        _make_folder(os.path.dirname(path))
+    if create and not os.path.lexists(path):
+        _make_private_file(path)
     connection = connect(path, mode="rwc" if create else "rw", deadline_ms=deadline_ms)
     try:
         with explained(path, deadline_ms):
@@ -94,12 +94,15 @@ def open_store(path: str, *, deadline_ms: int, create: bool = False) -> Store:
     return Store(connection, path, deadline_ms=deadline_ms)
 
 
-def _make_folder(folder: str) -> None:
+def _make_private_file(path: str) -> None:
+    """An empty file of mode 0600 in a folder of mode 0700; SQLite gives its side files the same mode."""
+    folder = os.path.dirname(path)
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     except OSError as problem:
         raise NotPermitted(
-            f"{folder} cannot be made: {problem.strerror}", hint="set CAROL_DATA_DIR to a folder of yours"
+            f"{path} cannot be made: {problem.strerror}", hint="set CAROL_DATA_DIR to a folder of yours"
         ) from problem
 
 

@@ -1,0 +1,114 @@
+"""One claim in the hands of a runner: begin it, end it, and launch what takes its place.
+
+Incident: a runner died and nobody knew whether its work was done; another, thought dead, came back and did it
+twice. Decision: a runner begins with a compare-and-swap on its claim number and leaves its process id with its
+start time on the row; it ends with one write that settles the run and claims the next. Consequence: a stale
+runner runs nothing, the death of a live one is proved by the next tick, and the queue moves without a tick.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from carolctl import clock, launch, policy
+from carolctl.errors import CarolError
+from carolctl.failpoints import failpoint
+from carolctl.finish import record_outcomes
+from carolctl.launch import owner
+from carolctl.launch.supervisor import boot_seconds
+from carolctl.lockguard import require_unlocked
+from carolctl.model import Claimed, FailureClass, Outcome, Run
+from carolctl.notices import warn
+from carolctl.store.db import Store
+
+_FINISH_TRIES = 24
+_FINISH_PAUSE_SEC = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A claim that is ours, and the moment (of `boot_seconds`) at which its lease ends."""
+
+    claimed: Claimed
+    deadline: float
+
+    @property
+    def run(self) -> Run:
+        """The row as it was when the run started."""
+        return self.claimed.run
+
+
+def start(store: Store, run_id: int, claim_no: int) -> Started | None:
+    """Claimed to running; None when the claim is stale: then nothing is to be run."""
+    failpoint("runner-before-start")
+    began, pid = boot_seconds(), os.getpid()
+    now, boottime_ms, boot_id = clock.now(), clock.boottime_ms(), clock.boot_id()
+    pid_start = owner.start_time(pid)
+    with store.write() as tx:
+        claimed = tx.start(run_id, claim_no, now=now, pid=pid, pid_start=pid_start, unit=None)
+    if claimed is None:
+        return None
+    failpoint("runner-after-start")
+    run = claimed.run
+    assert run.lease_expires_at is not None
+    assert run.slot_claimed_at is not None
+    elapsed = policy.elapsed_ms(run, now=now, boottime_ms=boottime_ms, boot_id=boot_id)
+    left_ms = run.lease_expires_at - run.slot_claimed_at - elapsed
+    return Started(claimed=claimed, deadline=began + left_ms / 1000)
+
+
+def failed(run: Run, reason: FailureClass, summary: str | None = None) -> Outcome:
+    """An outcome of this moment."""
+    return Outcome(
+        run_id=run.run_id,
+        claim_no=run.claim_no,
+        status="failed",
+        completed_at=clock.now(),
+        failure_reason=reason,
+        summary=summary,
+    )
+
+
+def finish(store: Store, outcomes: Sequence[Outcome]) -> list[Claimed]:
+    """Record ends; what was claimed in their place is to be launched.
+
+    A disk without room for the store or the spool is waited for: the work is done, only this knows how it ended.
+    """
+    failpoint("runner-before-finish")
+    claimed: list[Claimed] = []
+    for _ in range(_FINISH_TRIES):
+        try:
+            claimed = record_outcomes(store, outcomes, now=clock.now())
+            break
+        except OSError as trouble:
+            warn(f"neither the store nor the spool takes an outcome: {trouble.strerror}")
+            require_unlocked("waiting for the disk")
+            time.sleep(_FINISH_PAUSE_SEC)
+    failpoint("runner-after-finish")
+    return claimed
+
+
+def launch_all(store: Store, claimed: Sequence[Claimed]) -> None:
+    """Launch what was claimed, and record at once what surely did not start.
+
+    Where nothing at all could be started, what was claimed in its place waits for a sweep: a machine without
+    room for one more process must not use up the whole queue.
+    """
+    while claimed:
+        try:
+            failures = {failure.run_id: failure for failure in launch.choose_configured().launch(claimed)}
+        except CarolError as error:
+            warn(f"{len(claimed)} claimed runs wait for a sweep: {error.message}")
+            return
+        outcomes = [
+            failed(one.run, "launch_failed", failures[one.run.run_id].message)
+            for one in claimed
+            if one.run.run_id in failures
+        ]
+        refill = finish(store, outcomes) if outcomes else []
+        if len(outcomes) == len(claimed):
+            return
+        claimed = refill

@@ -1,0 +1,190 @@
+"""HTTP runs side by side in one process: a thread waits for each answer, the main one alone writes to the store.
+
+The only threads of the program. They hold no connection and no lock: what they bring back goes through a queue.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from carolctl import clock, http_call
+from carolctl.claims import Started, failed, finish, launch_all, start
+from carolctl.errors import StoreBusy
+from carolctl.http_call import HttpRequest, HttpResult
+from carolctl.launch.process import LARGEST_CHUNK
+from carolctl.launch.supervisor import Signals, boot_seconds
+from carolctl.model import Claimed, HttpAction, Outcome, Run
+from carolctl.notices import warn
+from carolctl.session import Session
+
+_ACCEPT_TRIES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A request under way."""
+
+    run: Run
+    request: HttpRequest
+
+
+class HttpPool:
+    """HTTP runs side by side: a thread waits for each answer, this one alone writes to the store.
+
+    The runs that take the place of those that ended go on in the same pool, as far as there is room.
+    """
+
+    def __init__(self, session: Session, signals: Signals) -> None:
+        with session.store.read() as snapshot:
+            self._store_uuid = snapshot.store_uuid()
+            self._ca_file = session.settings(snapshot).http_ca_file
+        self._store = session.store
+        self._signals = signals
+        self._flying: dict[tuple[int, int], Flight] = {}
+        self._waiting: deque[tuple[int, int]] = deque()
+        #: Its put() may be called from a signal handler; None says that there is something to look at.
+        self._landed: queue.SimpleQueue[tuple[Flight, HttpResult] | None] = queue.SimpleQueue()
+        signals.on_stop = lambda: self._landed.put(None)
+        # Commands that are launched from here are nobody's to wait for: the kernel takes their ends.
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+    def work(self, claims: Sequence[tuple[int, int]]) -> None:
+        """Carry out the claims, and those that take their place; at SIGTERM end at once."""
+        self._waiting.extend(claims)
+        while (self._waiting or self._flying) and not self._signals.stop_asked:
+            if self._waiting:
+                self._take_off(*self._waiting.popleft())
+            else:
+                self._go_on(self._record(self._arrivals()))
+        if self._signals.stop_asked:
+            self._abort()
+
+    def _take_off(self, run_id: int, claim_no: int) -> None:
+        try:
+            started = start(self._store, run_id, claim_no)
+        except StoreBusy as busy:
+            warn(f"run {run_id} was not started: {busy.message}")
+            return
+        if started is None:
+            return
+        refusal = _refusal(started)
+        if refusal:
+            self._go_on(self._record([refusal]))
+            return
+        flight = Flight(started.run, self._request(started))
+        self._flying[run_id, claim_no] = flight
+        threading.Thread(target=self._fly, args=(flight,), name=f"run-{run_id}", daemon=True).start()
+
+    def _request(self, started: Started) -> HttpRequest:
+        run, action = started.run, started.claimed.action
+        assert isinstance(action, HttpAction)
+        return HttpRequest(
+            run_id=run.run_id,
+            job_id=run.job_id,
+            claim_no=run.claim_no,
+            scheduled_for_iso=clock.iso(run.scheduled_for),
+            attempt=run.attempt,
+            max_turns=run.max_turns,
+            idempotency_key=f"{self._store_uuid}:{run.run_id}",
+            action=action,
+            deadline_monotonic=time.monotonic() + started.deadline - boot_seconds(),
+            ca_file=self._ca_file,
+        )
+
+    def _fly(self, flight: Flight) -> None:
+        """In a thread of its own: send, wait, and say what came of it. Never touches the store."""
+        try:
+            result = http_call.send(flight.request)
+        except Exception:  # noqa: BLE001 - a bug in one dispatch must not take the others with it
+            traceback.print_exc()
+            result = http_call.HttpResult(
+                kind="failed",
+                failure_reason="outcome_unknown",
+                summary="a bug of carolctl ended the dispatch",
+            )
+        self._landed.put((flight, result))
+
+    def _arrivals(self) -> list[Outcome]:
+        """Wait for an answer, then take whatever else has come; the ends to record."""
+        outcomes: list[Outcome] = []
+        arrived = self._landed.get()
+        while True:
+            if arrived is not None and (outcome := self._land(*arrived)):
+                outcomes.append(outcome)
+            try:
+                arrived = self._landed.get_nowait()
+            except queue.Empty:
+                return outcomes
+
+    def _land(self, flight: Flight, result: HttpResult) -> Outcome | None:
+        run = flight.run
+        del self._flying[run.run_id, run.claim_no]
+        if result.kind == "accepted":
+            self._accept(run)
+            return None
+        return _http_outcome(run, result, late=time.monotonic() >= flight.request.deadline_monotonic)
+
+    def _accept(self, run: Run) -> None:
+        """From here the run lives without us; unwritten, it would count as lost when this process ends."""
+        for _ in range(_ACCEPT_TRIES):
+            try:
+                with self._store.write() as tx:
+                    tx.accept(run.run_id, run.claim_no)
+            except StoreBusy as busy:
+                warn(f"run {run.run_id} was accepted: {busy.message}")
+            else:
+                return
+
+    def _record(self, outcomes: Sequence[Outcome]) -> list[Claimed]:
+        return finish(self._store, outcomes) if outcomes else []
+
+    def _go_on(self, claimed: Sequence[Claimed]) -> None:
+        """Keep the HTTP runs for which there is room; the rest is launched as anywhere else."""
+        calls = [one for one in claimed if isinstance(one.action, HttpAction)]
+        ours = calls[: max(0, LARGEST_CHUNK - len(self._flying) - len(self._waiting))]
+        self._waiting.extend((one.run.run_id, one.run.claim_no) for one in ours)
+        launch_all(self._store, [one for one in claimed if one not in ours])
+
+    def _abort(self) -> None:
+        """Record every run that is not over as aborted; the answers are not waited for.
+
+        Those that were not started yet stay claimed, and are claimed again.
+        """
+        self._landed.put(None)
+        outcomes = self._arrivals()
+        outcomes += [failed(flight.run, "aborted") for flight in self._flying.values()]
+        launch_all(self._store, self._record(outcomes))
+
+
+def _refusal(started: Started) -> Outcome | None:
+    if not isinstance(started.claimed.action, HttpAction):
+        return failed(started.run, "launch_failed", "the job has no HTTP call to make")
+    if boot_seconds() >= started.deadline:
+        return failed(started.run, "lease_expired", "the lease had run out before anything was sent")
+    return None
+
+
+def _http_outcome(run: Run, result: HttpResult, *, late: bool) -> Outcome:
+    outcome = Outcome(
+        run_id=run.run_id,
+        claim_no=run.claim_no,
+        status="failed" if result.kind == "failed" else "completed",
+        completed_at=clock.now(),
+        failure_reason=result.failure_reason,
+        turns=result.turns,
+        summary=result.summary,
+        http_status=result.http_status,
+        retry_after_sec=result.retry_after_sec,
+    )
+    unanswered = result.http_status is None or result.failure_reason == "outcome_unknown"
+    if late and outcome.status == "failed" and unanswered:
+        # The deadline of the dispatch is the end of the lease, and every end by lease is called that.
+        return replace(outcome, failure_reason="lease_expired")
+    return outcome

@@ -1,0 +1,158 @@
+"""What runs a run: ``python -I -m carolctl.runner command RUN CLAIM`` or ``http RUN:CLAIM ...``.
+
+Standard library and the job store only; `requests` is imported for HTTP runs alone. ``${env:...}`` is not
+expanded in an argv: every user of the machine may read the argv of a process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from carolctl import clock, places
+from carolctl.claims import Started, failed, finish, launch_all, start
+from carolctl.errors import BadConfig, CarolError, Exit, UsageError
+from carolctl.launch.capture import CappedLog, Result, prepare_result, take_result
+from carolctl.launch.process import RUN_VARIABLES
+from carolctl.launch.supervisor import CommandSupervisor, Ending, Signals, boot_seconds
+from carolctl.model import CommandAction, FailureClass, Outcome, Run
+from carolctl.notices import warn
+from carolctl.session import Session, open_session
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the claims that `arguments` name; the exit code. Complaints go to standard error."""
+    os.umask(0o077)
+    try:
+        _dispatch(arguments)
+    except CarolError as error:
+        warn(f"runner {' '.join(arguments)}: {error.message}")
+        return error.code
+    except BaseException:  # noqa: BLE001 - the last line of defence; a sweep finds us dead
+        traceback.print_exc()
+        return Exit.SOFTWARE
+    return Exit.OK
+
+
+def _dispatch(arguments: Sequence[str]) -> None:
+    match arguments:
+        case ["command", run_id, claim_no] if run_id.isdecimal() and claim_no.isdecimal():
+            session, signals = _prepare()
+            run_command(session, signals, int(run_id), int(claim_no))
+        case ["http", *claims] if claims:
+            pairs = [_claim(claim) for claim in claims]
+            session, signals = _prepare()
+            from carolctl.http_pool import HttpPool
+
+            HttpPool(session, signals).work(pairs)
+        case _:
+            raise UsageError("runner command RUN CLAIM | runner http RUN:CLAIM ...")
+
+
+def run_command(session: Session, signals: Signals, run_id: int, claim_no: int) -> None:
+    """Start the claim, run its command, record its end and launch what was claimed in its place."""
+    started = start(session.store, run_id, claim_no)
+    if started is not None:
+        launch_all(session.store, finish(session.store, [_carry_out(session, signals, started)]))
+
+
+def _carry_out(session: Session, signals: Signals, started: Started) -> Outcome:
+    run, action = started.run, started.claimed.action
+    if not isinstance(action, CommandAction) or not action.argv:
+        return failed(run, "launch_failed", "the job has no command to run")
+    if signals.stop_asked:
+        return failed(run, "aborted", "stopped before the command was started")
+    if boot_seconds() >= started.deadline:
+        return failed(run, "lease_expired", "the lease had run out before the command was started")
+    with session.store.read() as snapshot:
+        settings = session.settings(snapshot)
+    result_file = os.path.join(places.data_home(), "results", f"{run.run_id}-{run.claim_no}.json")
+    prepare_result(result_file)
+    log_file = os.path.join(places.logs(), f"run-{run.run_id}-{run.claim_no}.log")
+    log = CappedLog(log_file, settings.log_max_kib * 1024)
+    supervisor = CommandSupervisor(action.argv, deadline=started.deadline, log=log, signals=signals)
+    try:
+        supervisor.spawn(_environment(run, session.store.path, result_file))
+    except (OSError, ValueError) as problem:
+        return failed(run, "launch_failed", _cannot_run(action.argv[0], problem))
+    ending = supervisor.wait()
+    return _outcome(run, ending, take_result(result_file), log.last_line())
+
+
+def _environment(run: Run, db: str, result_file: str) -> dict[str, str]:
+    """This process's own without what arms failpoints, and with what a command is told about its run."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in RUN_VARIABLES and not name.startswith("CAROL_FAILPOINT")
+    }
+    told = {
+        "CAROL_RUN_ID": str(run.run_id),
+        "CAROL_CLAIM": str(run.claim_no),
+        "CAROL_JOB_ID": run.job_id,
+        "CAROL_RESULT_FILE": result_file,
+        "CAROL_DATA_DIR": places.data_home(),
+        "CAROL_SCHEDULER_DB": db,
+    }
+    if run.max_turns is not None:
+        told["CAROL_MAX_TURNS"] = str(run.max_turns)
+    return inherited | told
+
+
+def _cannot_run(program: str, problem: OSError | ValueError) -> str:
+    why = problem.strerror if isinstance(problem, OSError) else str(problem)
+    name = program.encode("utf-8", "replace").decode()
+    return f"{name[:200]!r} cannot be run: {why}"
+
+
+def _outcome(run: Run, ending: Ending, result: Result, last_line: str | None) -> Outcome:
+    """What we did comes first, then what the command said of itself, then how it ended."""
+    by_itself: FailureClass | None = "exit_nonzero" if ending.returncode > 0 else "killed"
+    reason = ending.ended_by_us or result.failure_reason or (by_itself if ending.returncode else None)
+    return Outcome(
+        run_id=run.run_id,
+        claim_no=run.claim_no,
+        status="failed" if reason else "completed",
+        completed_at=clock.now(),
+        failure_reason=reason,
+        turns=result.turns,
+        summary=result.summary or last_line,
+        exit_status=ending.exit_status,
+    )
+
+
+def _claim(text: str) -> tuple[int, int]:
+    run_id, _, claim_no = text.partition(":")
+    if not (run_id.isdecimal() and claim_no.isdecimal()):
+        raise UsageError(f"not RUN:CLAIM: {text!r}")
+    return int(run_id), int(claim_no)
+
+
+def _prepare() -> tuple[Session, Signals]:
+    signals = Signals()
+    signals.install()
+    _lead_a_session()
+    return open_session(), signals
+
+
+def _lead_a_session() -> None:
+    """Whoever is in our session is ended with the run: it must not be anybody else's."""
+    if os.getsid(0) == os.getpid():
+        return
+    try:
+        os.setsid()
+    except PermissionError:
+        raise BadConfig("a runner needs a session of its own", hint="start it with setsid") from None
+
+
+def _leave(code: int) -> None:
+    """End without closing the store: the last connection to close would have to write a checkpoint."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    _leave(main(sys.argv[1:]))
