@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 
 from carolctl import clock, config, launch, sweep
 from carolctl.errors import Refused
 from carolctl.model import LIVE, OCCUPYING, Millis, Outcome, Run
 from carolctl.notices import warn
 from carolctl.policy import StopAgain
+from carolctl.session import actor
 from carolctl.settle import settle
 from carolctl.store.db import Store
+from carolctl.store.records import AuditEntry
+
+_SUMMARY = "cancelled by hand"
 
 
 def cancel_runs(store: Store, runs: Sequence[Run], *, now: Millis) -> tuple[list[int], list[int]]:
@@ -21,27 +24,36 @@ def cancel_runs(store: Store, runs: Sequence[Run], *, now: Millis) -> tuple[list
         settings = config.resolve(snapshot.settings_table(), os.environ, warn)
         live = snapshot.live_runs()
     liveness = launch.probe(runs, host=clock.hostname(), boot_id=clock.boot_id())
-    ended: list[int] = []
-    asked: list[Run] = []
+    owned = [run for run in runs if run.status == "running" and liveness[run.run_id] == "alive"]
+    # Not started yet, or no owner on this host: nothing to stop. A late start or finish finds a stale claim.
+    ownerless = [run for run in runs if run.status in OCCUPYING and run not in owned]
     with store.write() as tx:
+        ended = [run.run_id for run in runs if tx.cancel_queued(run.run_id, now=now, summary=_SUMMARY)]
+        ended += settle(tx, [_cancelled(run, now) for run in ownerless], now=now, settings=settings).ended
+        for run in owned:
+            tx.set_stop_reason(run.run_id, run.claim_no, "cancelled", now=now)
         for run in runs:
-            if run.status == "queued" and tx.cancel_queued(run.run_id, now=now, summary="cancelled by hand"):
-                ended.append(run.run_id)
-            elif run.status == "running" and liveness.get(run.run_id) == "alive":
-                tx.set_stop_reason(run.run_id, run.claim_no, "cancelled", now=now)
-                asked.append(replace(run, stop_reason="cancelled"))
-        # Not started yet, or no owner on this host: nothing to stop. A late start or finish finds a stale claim.
-        ownerless = [
-            run for run in runs if run.status in LIVE and run not in asked and run.run_id not in ended
-        ]
-        outcomes = [_cancelled(run, now) for run in ownerless if run.status != "queued"]
-        ended += settle(tx, outcomes, now=now, settings=settings).ended
-    stops = sweep.Sweep(
-        stops_again=tuple((run, StopAgain(kill=False)) for run in live if run.stop_reason is not None),
-        occupying=tuple(run for run in live if run.status in OCCUPYING),
+            tx.audit(_entry(run, now, ended=run.run_id in ended))
+    _ask_owners(owned, live)
+    return sorted(ended), [run.run_id for run in owned]
+
+
+def _ask_owners(owned: Sequence[Run], live: Sequence[Run]) -> None:
+    """Ask the owners to stop; the runs that were asked before count as stopping, for owners they share."""
+    before = tuple((run, StopAgain(kill=False)) for run in live if run.stop_reason is not None)
+    occupying = tuple(run for run in live if run.status in OCCUPYING)
+    sweep.stop_owners(sweep.Sweep(stops_again=before, occupying=occupying), owned)
+
+
+def _entry(run: Run, now: Millis, *, ended: bool) -> AuditEntry:
+    return AuditEntry(
+        at=now,
+        actor=actor(),
+        command="cancel-run",
+        subject=run.job_id,
+        before={"run_id": run.run_id, "status": run.status},
+        after={"run_id": run.run_id, "status": "cancelled" if ended else "stopping"},
     )
-    sweep.stop_owners(stops, asked)
-    return sorted(ended), sorted(run.run_id for run in asked)
 
 
 def _cancelled(run: Run, now: Millis) -> Outcome:
@@ -50,7 +62,7 @@ def _cancelled(run: Run, now: Millis) -> Outcome:
         claim_no=run.claim_no,
         status="cancelled",
         completed_at=now,
-        summary="cancelled by hand",
+        summary=_SUMMARY,
     )
 
 

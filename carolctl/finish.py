@@ -26,13 +26,21 @@ def record_outcomes(store: Store, outcomes: Sequence[Outcome], *, now: Millis) -
 
     A store that cannot be written leaves each outcome in the spool, and nothing is claimed.
     """
+    return settle_or_spool(store, outcomes, now=now)[1]
+
+
+def settle_or_spool(
+    store: Store, outcomes: Sequence[Outcome], *, now: Millis
+) -> tuple[Settled, list[Claimed], bool]:
+    """What was settled, what was claimed, and whether the outcomes went to the spool instead."""
     try:
-        return settle_and_refill(store, outcomes, now=now)[1]
+        settled, claimed = settle_and_refill(store, outcomes, now=now)
     except (StoreBusy, DiskFull, NotPermitted, BadData, NotFound) as trouble:
         warn(f"{trouble.message}; the outcome goes to the spool")
         for outcome in outcomes:
             spool.leave(outcome)
-        return []
+        return Settled(), [], True
+    return settled, claimed, False
 
 
 def settle_and_refill(

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from carolctl import clock, http_call
 from carolctl.claims import Started, failed, finish, launch_all, start
 from carolctl.errors import StoreBusy
-from carolctl.http_call import HttpRequest, HttpResult
+from carolctl.http_call import HttpResult
+from carolctl.http_request import HttpRequest
 from carolctl.launch.process import LARGEST_CHUNK
 from carolctl.launch.supervisor import Signals, boot_seconds
 from carolctl.model import Claimed, HttpAction, Outcome, Run

@@ -50,7 +50,7 @@ def _readable(tx: JobReads, job_id: str) -> Job | None:
 def _similar(tx: JobReads, job_id: str) -> str:
     if not JOB_ID.fullmatch(job_id):
         return "carolctl list-jobs"
-    found = tx.job_ids_like(job_id) or tx.job_ids_like(job_id[:4])
+    found = tx.job_ids_like(job_id) or tx.job_ids_like(job_id[:3])
     return f"did you mean {', '.join(found)}?" if found else "carolctl list-jobs"
 
 
@@ -127,12 +127,6 @@ def _set_global_pause(session: Session, command: str, value: str | None, reason:
     return value is not None or _in_force(before, session.now)
 
 
-def paused_until(tx: ReadTx, now: Millis) -> str | None:
-    """``forever``, or the instant in milliseconds as text, while everything is paused; else None."""
-    until = tx.meta(PAUSED_UNTIL)
-    return until if _in_force(until, now) else None
-
-
 def _in_force(until: str | None, now: Millis) -> bool:
     return until is not None and (until == FOREVER or int(until) > now)
 
@@ -148,14 +142,14 @@ def remove(session: Session, job_id: str, *, cancel: bool) -> list[int]:
     cancelled: set[int] = set()
     for _ in range(_ATTEMPTS):
         with session.store.read() as tx:
-            live = _removable(tx, job_id, cancel=cancel)
+            live = check_removable(tx, job_id, cancel=cancel)
         if live:
             from carolctl.cancel import cancel_runs
 
             cancel_runs(session.store, live, now=session.now)
             cancelled.update(run.run_id for run in live)
         with session.store.write() as tx:
-            if _removable(tx, job_id, cancel=cancel):
+            if check_removable(tx, job_id, cancel=cancel):
                 continue
             tx.delete_job(job_id)
             tx.audit(_entry(session, "remove-job", job_id, after={"cancelled": sorted(cancelled)}))
@@ -163,8 +157,8 @@ def remove(session: Session, job_id: str, *, cancel: bool) -> list[int]:
     raise _contended(job_id)
 
 
-def _removable(tx: ReadTx | WriteTx, job_id: str, *, cancel: bool) -> list[Run]:
-    """The live runs of the job that are still to be stopped; raises what stands in the way of removing it."""
+def check_removable(tx: ReadTx | WriteTx, job_id: str, *, cancel: bool) -> list[Run]:
+    """The live runs of the job that are still to be stopped. Raises what stands in the way of removing it."""
     if not _exists(tx, job_id):
         find(tx, job_id)
     handled = [other for other in tx.jobs_with_handler(job_id) if other != job_id]

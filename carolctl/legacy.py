@@ -21,9 +21,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
-from urllib.parse import urlsplit
 
-from carolctl import clock, schedule
+from carolctl import clock, job_values, schedule
 from carolctl.errors import BadSchedule, UsageError
 from carolctl.legacy_cells import (
     Cell,
@@ -60,7 +59,6 @@ NO_ACTION = CommandAction(argv=("/bin/false",))
 _SHELL = ("/bin/sh", "-c")
 _KINDS: dict[str, ScheduleKind] = {"daily_at": "daily_at", "interval": "every", "cron": "cron", "once": "at"}
 _TYPES = {kind: name for name, kind in _KINDS.items()}
-_METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 
 
 # -- a row becomes a job ----
@@ -68,11 +66,10 @@ _METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """A source row as a job, with its row and the digest of the row's definition."""
+    """A source row, as it is and as a job."""
 
     job: Job
     row: Row
-    definition: str
     #: Why the job is imported paused although the row says enabled; None when it is usable.
     problem: str | None
 
@@ -80,23 +77,10 @@ class Imported:
 def to_job(row: Row, layout: Layout, *, job_id: str, now: Millis) -> Imported:
     """The job that a row describes. What cannot be used is imported paused, with its reason."""
     cells = layout.by_target(row)
-    plan, schedule_problem = _read_schedule(cells, now)
+    plan, schedule_problems = _read_schedule(cells, now)
     action, action_problems, unread = _read_action(cells)
-    problems = [*schedule_problem, *action_problems, *_unclear_enabled(cells)]
-    reason = "cannot be used as the planner database has it: " + "; ".join(problems) if problems else None
-    paused = reason or _disabled(cells)
-    upcoming = None if paused else plan.next_after(now)
-    updated_at = _instant_or(cells.get("updated_at"), now)
-    definition = layout.definition(row)
-    mark = {
-        "table": layout.table,
-        "columns": layout.columns,
-        "definition": definition,
-        "problem": reason,
-        "unread": [name for name, is_it in (("schedule", schedule_problem), ("action", unread)) if is_it],
-        "next_fire_at": upcoming,
-        "updated_at": updated_at,
-    }
+    problem = _in_one([*schedule_problems, *action_problems, *_unclear_enabled(cells)])
+    paused = problem or _disabled(cells)
     bare = Job(
         job_id=job_id,
         description=plain(cells.get("description")),
@@ -109,28 +93,41 @@ def to_job(row: Row, layout: Layout, *, job_id: str, now: Millis) -> Imported:
         status="paused" if paused else "active",
         paused_reason=paused,
         agent_profile=plain(cells.get("droid_name")) or None,
-        next_fire_at=upcoming,
+        next_fire_at=None if paused else plan.next_after(now),
         last_scheduled_for=now,
         last_fired_at=instant(cells.get("last_run_at")),
         last_status=plain(cells.get("last_status")),
         firing_count=count(cells.get("run_count")),
-        legacy={MARK: mark},
         created_at=_instant_or(cells.get("created_at"), now),
-        updated_at=updated_at,
+        updated_at=_instant_or(cells.get("updated_at"), now),
     )
-    kept = {name: to_document(cell) for name, cell in _to_keep(bare, row, layout).items()}
-    job = replace(bare, legacy=kept | {MARK: mark})
-    return Imported(job=job, row=row, definition=definition, problem=reason)
+    mark = {
+        "table": layout.table,
+        "columns": layout.columns,
+        "definition": layout.definition(row),
+        "problem": problem,
+        "unread": ["schedule"] * bool(schedule_problems) + ["action"] * unread,
+        "next_fire_at": bare.next_fire_at,
+        "updated_at": bare.updated_at,
+    }
+    return Imported(job=_with_kept(bare, mark, row), row=row, problem=problem)
 
 
-def _to_keep(bare: Job, row: Row, layout: Layout) -> Row:
-    """The cells that the job alone would not give back; and the droid's name, which people look for."""
-    back = to_source(bare)
-    return {
-        name: row.get(name)
-        for name, target in layout.columns.items()
+def _in_one(problems: list[str]) -> str | None:
+    return "cannot be used as the planner database has it: " + "; ".join(problems) if problems else None
+
+
+def _with_kept(bare: Job, mark: dict[str, Any], row: Row) -> Job:
+    """The job with its notes, and with the cells that it alone would not give back; and with the droid's name,
+    which people look for."""
+    marked = replace(bare, legacy={MARK: mark})
+    back = to_source(marked)
+    kept = {
+        name: to_document(row.get(name))
+        for name, target in mark["columns"].items()
         if target in (None, "droid_name") or typed(back[name]) != typed(row.get(name))
     }
+    return replace(marked, legacy=kept | {MARK: mark})
 
 
 def _read_schedule(cells: Row, now: Millis) -> tuple[schedule.Schedule, list[str]]:
@@ -160,8 +157,7 @@ def _read_action(cells: Row) -> tuple[Action, list[str], bool]:
     if not is_blank(url) and not is_blank(command):
         return NO_ACTION, ["both endpoint_url and command are set: which one is meant?"], True
     if isinstance(command, str) and not is_blank(command):
-        problems = ["command holds a NUL character"] if "\0" in command else []
-        return CommandAction(argv=(*_SHELL, command)), problems, False
+        return CommandAction(argv=(*_SHELL, command)), _command_problems(command), False
     if isinstance(url, str) and not is_blank(url):
         return *_read_http(url, cells), False
     what = "neither endpoint_url nor command is set"
@@ -170,28 +166,32 @@ def _read_action(cells: Row) -> tuple[Action, list[str], bool]:
     return NO_ACTION, [what], True
 
 
+def _command_problems(line: str) -> list[str]:
+    try:
+        job_values.spoken_action(job_values.Said(argv=[*_SHELL, line]), None)
+    except UsageError as problem:
+        return ["the command holds a NUL character" if "\0" in line else f"command: {problem.message}"]
+    return []
+
+
 def _read_http(url: str, cells: Row) -> tuple[HttpAction, list[str]]:
     method = method_name(cells.get("http_method"))
     payload, is_json = payload_of(cells.get("payload_json"))
-    problems = []
-    if not _is_usable_url(url.strip()):
-        problems.append("endpoint_url is no http:// or https:// address")
-    if method not in _METHODS:
-        problems.append(f"http_method {method[:20]!r} is not one of {', '.join(_METHODS)}")
+    problems = _url_problems(url.strip())
+    if method not in job_values.METHODS:
+        problems.append(f"http_method {method[:20]!r} is not one of {', '.join(job_values.METHODS)}")
     if not is_json:
         problems.append("payload_json is no usable JSON (it is kept as text)")
     action = HttpAction(url=_escaped(url.strip()), method=method, payload=_map_text(payload, _escaped))
     return action, problems
 
 
-def _is_usable_url(url: str) -> bool:
-    if not re.fullmatch(r"(?i)https?://[^\s\x00-\x20\x7f]+", url):
-        return False
+def _url_problems(url: str) -> list[str]:
     try:
-        parts = urlsplit(url)
-        return bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
+        job_values.check_url(url)
+    except UsageError as problem:
+        return [problem.message]
+    return []
 
 
 def _unclear_enabled(cells: Row) -> list[str]:

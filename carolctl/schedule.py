@@ -6,8 +6,7 @@ Berlin runs twice in the October night, ``*/7 * * * *`` loses four runs in Lord 
 times, none did. A minutely job also took it 9 s to step over a year of outage, under a tick that has 25.
 
 Decision. croniter parses, and that is all; `cronfields` finds the matches of a bare wall clock by bit sets,
-in either direction, and this module lays them over UTC. The default ``dst_rule``, ``once``, is Debian
-cron's:
+in either direction, and this module lays them over UTC. The default ``dst_rule``, ``once``, is Debian's:
 
 - A *wildcard* job, one whose minute or hour field starts with ``*``, keeps its real cadence. It is due at
   each UTC instant whose wall time matches: in both passes of a repeated hour, and never in a gap.
@@ -21,8 +20,7 @@ cron's:
 Consequence. Slots are strictly increasing UTC instants, the same whichever way they are asked for; counting
 them over years is arithmetic, not steps; and a job whose compiled fields are stored needs no parser at all.
 Instants are integer milliseconds UTC, and slots of the wall clock lie in the years 1970 to 2199. Nothing
-here reads the clock, or any file but the zone data: `zoneinfo` takes the system's first, else that of
-tzdata.
+here reads the clock, or any file but the zone data: `zoneinfo` takes the system's, else that of tzdata.
 """
 
 from __future__ import annotations

@@ -33,7 +33,13 @@ def run(arguments: list[str]) -> int:
 
 def _register() -> None:
     """Importing a module of commands registers them."""
-    from carolctl.cli import job_commands, migration_commands, run_commands, timer_commands  # noqa: F401
+    from carolctl.cli import (  # noqa: F401
+        config_commands,
+        job_commands,
+        migration_commands,
+        run_commands,
+        timer_commands,
+    )
 
 
 def _explained(problem: TyperException) -> CarolError:

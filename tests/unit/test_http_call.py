@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from carolctl import failpoints, http_call, lockguard
-from carolctl.http_call import HttpRequest, HttpResult, send
+from carolctl import failpoints, http_wire, lockguard
+from carolctl.http_call import HttpResult, send
+from carolctl.http_request import HttpRequest
 from carolctl.model import HttpAction
 from tests.endpoint import Endpoint, Reply, redirect
 
@@ -397,7 +398,7 @@ def full_backlog() -> Iterator[int]:
 
 
 def test_a_connect_timeout_was_not_sent_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_call, "CONNECT_TIMEOUT_SEC", 0.2)
+    monkeypatch.setattr(http_wire, "CONNECT_TIMEOUT_SEC", 0.2)
     with full_backlog() as port, taking_at_most(2.5):
         result = call(f"http://127.0.0.1:{port}/", seconds=2)
     assert (result.failure_reason, result.summary) == ("http_error", "connect timeout")

@@ -1,0 +1,226 @@
+"""Settings, and the times of an expression that is no job yet."""
+
+from __future__ import annotations
+
+import os
+import re
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from carolctl import clock, config
+from carolctl.cli.app import application
+from carolctl.cli.options import Db, Json, help_epilog
+from carolctl.cli.output import note, print_json, print_lines
+from carolctl.errors import NotFound, UsageError
+from carolctl.model import DstRule, Millis, ScheduleKind
+from carolctl.notices import warn
+from carolctl.session import Session, open_session
+
+if TYPE_CHECKING:
+    from carolctl.schedule import Schedule
+
+Key = Annotated[str, typer.Argument(metavar="KEY", help="Such as schedule.max_concurrent")]
+Value = Annotated[str, typer.Argument(metavar="VALUE", help="Its new value")]
+
+settings = typer.Typer(help="Show and change settings.", rich_markup_mode=None)
+application.add_typer(settings, name="config")
+
+
+# -- config ----------------------------------------------------------------------------------------------------
+
+
+@settings.command("list", epilog=help_epilog("carolctl config list", x65="the job store is damaged"))
+def list_settings(db: Db = None, as_json: Json = False) -> None:
+    """List all settings: value, where it comes from, what it is for."""
+    table = _table(db)
+    documents = [_document(setting, table) for setting in config.REGISTRY]
+    if as_json:
+        print_json({"settings": documents})
+        return
+    from carolctl.cli import render
+
+    columns = (
+        render.Column(name="setting", least=30),
+        render.Column(name="value", least=6, justify="right"),
+        render.Column(name="from", least=11),
+        render.Column(name="about", least=20, overflow="fold"),
+    )
+    render.table(None, columns, [(d["key"], d["value"], d["source"], d["about"]) for d in documents])
+
+
+@settings.command(
+    "get", epilog=help_epilog("carolctl config get schedule.max_concurrent", x2="no such setting")
+)
+def get_setting(key: Key, db: Db = None, as_json: Json = False) -> None:
+    """Print the value of one setting that is in force; an empty line for none."""
+    setting = _known(key)
+    document = _document(setting, _table(db))
+    if as_json:
+        print_json(document)
+    else:
+        print_lines(["" if document["value"] is None else str(document["value"])])
+
+
+@settings.command(
+    "set",
+    epilog=help_epilog(
+        "carolctl config set schedule.max_concurrent 3",
+        x2="no such setting, or a value it cannot have",
+        x75="database busy",
+    ),
+    # So that -1 is taken for a value, and refused as one.
+    context_settings={"ignore_unknown_options": True},
+)
+def set_setting(key: Key, value: Value, db: Db = None, as_json: Json = False) -> None:
+    """Set one setting in the job store; it is in force from the next command on."""
+    if not value.isprintable():
+        raise UsageError("holds a character that cannot be printed", field=key[:40])
+    meant = config.checked(key, value)
+    session = open_session(db, create=True)
+    changed = _write(session, "config set", key, str(meant))
+    document = {"key": key, "value": meant, "changed": changed}
+    _tell(f"{key} is {meant}" if changed else f"{key} is {meant} already", document, as_json=as_json)
+    variable = config.BY_KEY[key].env
+    if variable and variable in os.environ:
+        note(f"{variable} is set here and stands above it")
+
+
+@settings.command(
+    "unset",
+    epilog=help_epilog(
+        "carolctl config unset schedule.max_concurrent",
+        x2="no such setting",
+        x66="no job store yet",
+        x75="database busy",
+    ),
+)
+def unset_setting(key: Key, db: Db = None, as_json: Json = False) -> None:
+    """Take one setting out of the job store, so that its default is in force again."""
+    default = _known(key).default
+    changed = _write(open_session(db), "config unset", key, None)
+    line = (
+        f"{key} is {'none' if default is None else default}, its default" if changed else f"{key} was not set"
+    )
+    _tell(line, {"key": key, "value": default, "changed": changed}, as_json=as_json)
+
+
+def _tell(line: str, document: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(document)
+    else:
+        print_lines([line])
+
+
+def _known(key: str) -> config.Setting:
+    setting = config.BY_KEY.get(key)
+    if setting is None:
+        raise UsageError(f"no such setting: {key[:80]!a}", hint="carolctl config list shows them all")
+    return setting
+
+
+def _table(db: str | None) -> dict[str, str]:
+    """The settings table; empty as long as there is no job store."""
+    try:
+        session = open_session(db)
+    except NotFound:
+        return {}
+    with session.store.read() as tx:
+        return tx.settings_table()
+
+
+def _document(setting: config.Setting, table: dict[str, str]) -> dict[str, Any]:
+    value, source = config.value_and_source(setting, table, os.environ, warn)
+    return {
+        "key": setting.key,
+        "value": value,
+        "source": source,
+        "default": setting.default,
+        "env": setting.env,
+        "about": setting.about,
+    }
+
+
+def _write(session: Session, command: str, key: str, value: str | None) -> bool:
+    from carolctl.store.records import AuditEntry
+
+    with session.store.write() as tx:
+        before = tx.settings_table().get(key)
+        if before == value:
+            return False
+        if value is None:
+            tx.unset_setting(key)
+        else:
+            tx.set_setting(key, value, now=session.now)
+        entry = AuditEntry(
+            at=session.now, actor=session.actor, command=command, subject=key, before=before, after=value
+        )
+        tx.audit(entry)
+    return True
+
+
+# -- next ------------------------------------------------------------------------------------------------------
+
+
+@application.command(
+    "next",
+    epilog=help_epilog(
+        "carolctl next '30 2 * * *' --timezone Europe/Berlin --after 2026-03-28 --count 3",
+        x2="an expression or zone that cannot be used",
+    ),
+)
+def next_times(
+    expr: Annotated[str, typer.Argument(metavar="EXPR", help="Cron line, alias, or HH:MM for each day")],
+    timezone: Annotated[str, typer.Option("--timezone", metavar="ZONE", help="IANA zone")] = "UTC",
+    after: Annotated[
+        str | None,
+        typer.Option("--after", metavar="ISO", help="Strictly after this, UTC unless it says [now]"),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", metavar="N", min=1, max=10_000, help="How many")] = 5,
+    dst_rule: Annotated[
+        str,
+        typer.Option(
+            "--dst-rule", metavar="once|literal", help="At a clock change: once, or as the wall reads"
+        ),
+    ] = "once",
+    as_json: Json = False,
+) -> None:
+    """Show when an expression fires, across the clock changes of its zone. No job store is needed."""
+    since = clock.now() if after is None else clock.parse_iso(after, field="after")
+    times = _parsed(expr, timezone, dst_rule, since)
+    slots = list(islice(times.between(since, _FAR), count))
+    if as_json:
+        print_json(
+            {"expr": times.expr, "timezone": times.timezone, "next": [clock.iso(slot) for slot in slots]}
+        )
+        return
+    from carolctl.cli import render
+
+    columns = [render.Column(name="UTC", least=21)]
+    if times.timezone != "UTC":
+        columns.append(render.Column(name=times.timezone, least=20))
+    render.table(None, columns, [_row(slot, times.timezone)[: len(columns)] for slot in slots])
+
+
+#: The year 2200, where schedules end.
+_FAR = Millis(7_258_118_400_000)
+
+
+def _parsed(expr: str, timezone: str, dst_rule: str, since: Millis) -> Schedule:
+    from carolctl import schedule
+
+    kind: ScheduleKind = "daily_at" if re.fullmatch(r"\s*\d{1,2}:\d{2}\s*", expr) else "cron"
+    if dst_rule not in ("once", "literal"):
+        raise UsageError(f"{dst_rule[:40]!a} is not once or literal", field="dst_rule")
+    rule: DstRule = "literal" if dst_rule == "literal" else "once"
+    return schedule.parse(kind, expr, timezone.strip(), rule, anchor_at=since)
+
+
+def _row(slot: Millis, timezone: str) -> tuple[str, str]:
+    from datetime import UTC, datetime
+    from zoneinfo import ZoneInfo
+
+    there = datetime.fromtimestamp(slot / 1000, UTC)
+    here = there.astimezone(ZoneInfo(timezone))
+    return f"{there:%a %Y-%m-%d %H:%M}Z", f"{here:%a %Y-%m-%d %H:%M %Z}"

@@ -1,0 +1,351 @@
+"""What people call to make, change, list, pause and remove jobs."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from carolctl import clock
+from carolctl.cli.app import application
+from carolctl.cli.job_options import describes_a_job
+from carolctl.cli.options import Db, JobId, Json, help_epilog
+from carolctl.cli.output import print_json, print_lines
+from carolctl.errors import Refused, UsageError
+from carolctl.job_values import Said
+from carolctl.model import Job, Millis
+from carolctl.notices import warn
+from carolctl.session import Session, open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from carolctl.job_plans import Change
+    from carolctl.store.jobs import DamagedJob
+
+NewJobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="Letters, digits, dots, dashes, underscores")]
+MaybeJob = Annotated[str | None, typer.Argument(metavar="[JOB]", help="Job id; without it, everything")]
+Cancel = Annotated[bool, typer.Option("--cancel", help="End its live runs first")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
+OfProject = Annotated[str | None, typer.Option("--project", metavar="P", help="Only of this project")]
+OfStatus = Annotated[
+    str | None, typer.Option("--status", metavar="active|paused", help="Only those that are active or paused")
+]
+For = Annotated[str | None, typer.Option("--for", metavar="DUR", help="Everything, for so long: 30m, 2h")]
+Reason = Annotated[
+    str | None, typer.Option("--reason", metavar="TEXT", help="Why, for the list and the audit log")
+]
+
+_UPCOMING = 5
+_RUNS_SHOWN = 5
+#: The year 2200, where schedules end.
+_FAR = Millis(7_258_118_400_000)
+
+
+@application.command(
+    "add-job",
+    epilog=help_epilog(
+        "carolctl add-job nightly --daily-at 02:30 --timezone Europe/Berlin -- /usr/bin/backup --all",
+        x1="the id is taken",
+        x2="a value cannot be used",
+        x66="no such --on-failure job",
+        x75="database busy",
+    ),
+)
+@describes_a_job
+def add_job(job_id: NewJobId, *, said: Said, db: Db = None, as_json: Json = False) -> None:
+    """Add a job: exactly one schedule, and either --url or a command behind --.
+
+    The word none as a value means: no such limit, handler, project.
+    """
+    from carolctl import job_plans, jobs
+
+    job = job_plans.build(job_id, said, now=clock.now())
+    session = open_session(db, create=True)
+    jobs.add(session, job)
+    _warn_of_literal_secrets(job)
+    _tell(
+        f"added {_outlook(job)}",
+        {"job_id": job.job_id, "changed": True, "job": _document(job)},
+        as_json=as_json,
+    )
+
+
+@application.command(
+    "edit-job",
+    epilog=help_epilog(
+        "carolctl edit-job nightly --daily-at 04:00 --max-turns none",
+        x1="its state forbids it",
+        x2="a value cannot be used",
+        x65="its row is damaged",
+        x66="no such job",
+        x75="database busy",
+    ),
+)
+@describes_a_job
+def edit_job(job_id: JobId, *, said: Said, db: Db = None, as_json: Json = False) -> None:
+    """Change what is given and leave the rest; a new schedule counts from now.
+
+    The word none takes a value away again: --project, --description, --misfire-grace, --max-run-duration,
+    --max-turns, --agent-profile, --on-failure, --spread, --header, --payload.
+    """
+    from carolctl import jobs
+
+    if said == Said():
+        raise UsageError("nothing was said to change", hint="carolctl edit-job --help")
+    session = open_session(db)
+    change = jobs.edit(session, job_id, said)
+    if change is None:
+        _tell_unchanged(job_id, f"{job_id} is so already; nothing was changed", as_json=as_json)
+        return
+    if change.after.action != change.before.action:
+        _warn_of_literal_secrets(change.after)
+    _tell_change(change, f"changed {', '.join(_spoken(change))} of {_outlook(change.after)}", as_json=as_json)
+
+
+@application.command(
+    "remove-job",
+    epilog=help_epilog(
+        "carolctl remove-job nightly --cancel --yes",
+        x1="a run of it lives, or it is another job's handler",
+        x66="no such job",
+        x75="database busy",
+    ),
+)
+def remove_job(
+    job_id: JobId, cancel: Cancel = False, yes: Yes = False, db: Db = None, as_json: Json = False
+) -> None:
+    """Remove a job; the records of its runs stay. Asks first when called from a terminal."""
+    from carolctl import jobs
+
+    session = open_session(db)
+    if not yes and sys.stdin.isatty():
+        with session.store.read() as tx:
+            jobs.check_removable(tx, job_id, cancel=cancel)
+        if not typer.confirm(f"Remove {job_id}?", err=True):
+            raise Refused("nothing was removed")
+    cancelled = jobs.remove(session, job_id, cancel=cancel)
+    ended = f"; runs cancelled: {', '.join(map(str, cancelled))}" if cancelled else ""
+    _tell(
+        f"removed {job_id}{ended}",
+        {"job_id": job_id, "changed": True, "cancelled": cancelled},
+        as_json=as_json,
+    )
+
+
+@application.command(
+    "list-jobs", epilog=help_epilog("carolctl list-jobs --status paused --json", x66="no job store yet")
+)
+def list_jobs(
+    project: OfProject = None, status: OfStatus = None, db: Db = None, as_json: Json = False
+) -> None:
+    """List the jobs, by id: schedule, next firing, status, how the last run ended."""
+    if status not in (None, "active", "paused"):
+        raise UsageError(f"{status[:40]!a} is not active or paused", field="status")
+    session = open_session(db)
+    with session.store.read() as tx:
+        jobs, damaged = tx.jobs(), tx.damaged_jobs()
+        paused = _global_pause(session, tx.meta("paused_until"))
+    chosen = [job for job in jobs if project in (None, job.project) and status in (None, job.status)]
+    if as_json:
+        _print_listing(chosen, damaged, paused)
+        return
+    if chosen or damaged:
+        from carolctl.cli import job_views
+
+        job_views.print_jobs(chosen, damaged)
+    else:
+        print_lines(
+            ["no job matches" if jobs else "no jobs yet; carolctl add-job --help shows how to add one"]
+        )
+    if paused:
+        print_lines([_said_of_pause(paused)])
+
+
+def _print_listing(jobs: Sequence[Job], damaged: Sequence[DamagedJob], paused: dict[str, Any] | None) -> None:
+    from carolctl.cli import job_views
+
+    print_json(
+        {
+            "count": len(jobs),
+            "jobs": [job_views.document(job) for job in jobs],
+            "damaged": [{"job_id": broken.job_id, "problem": broken.problem} for broken in damaged],
+            "paused": paused,
+        }
+    )
+
+
+@application.command(
+    "show-job",
+    epilog=help_epilog("carolctl show-job nightly", x65="its row is damaged", x66="no such job or job store"),
+)
+def show_job(job_id: JobId, db: Db = None, as_json: Json = False) -> None:
+    """Show everything about a job: its settings, its next five slots, its last five runs."""
+    from carolctl import job_plans, jobs, run_view
+    from carolctl.cli import job_views
+    from carolctl.store.runs import RunFilter
+
+    session = open_session(db)
+    with session.store.read() as tx:
+        job = jobs.find(tx, job_id)
+        runs = tx.runs(RunFilter(job_id=job_id, limit=_RUNS_SHOWN))
+    upcoming = _upcoming(job, session.now)
+    if not as_json:
+        job_views.print_job(job, upcoming, runs)
+        if job_plans.times_of(job) is None:
+            warn(f"the schedule of {job_id} cannot be read; carolctl edit-job {job_id} gives it another")
+        return
+    more = {
+        "next": [clock.iso(slot) for slot, _ in upcoming],
+        "next_wake_ups": [clock.iso(wake_up) for _, wake_up in upcoming],
+        "runs": [run_view.document(run) for run in runs],
+    }
+    print_json(job_views.full_document(job) | more)
+
+
+def _upcoming(job: Job, now: Millis) -> list[tuple[Millis, Millis]]:
+    """The next slots, each with its wake-up; of a paused job those it would have."""
+    from carolctl import job_plans
+
+    times = job_plans.times_of(job)
+    if times is None:
+        return []
+    offset = job_plans.spread_ms(job)
+    slots = islice(times.between(now, _FAR), _UPCOMING)
+    return [(slot, Millis(slot + offset)) for slot in slots]
+
+
+@application.command(
+    "pause",
+    epilog=help_epilog(
+        "carolctl pause nightly --reason 'endpoint moves'",
+        x2="--for with a job",
+        x66="no such job",
+        x75="database busy",
+    ),
+)
+def pause(
+    job_id: MaybeJob = None, for_: For = None, reason: Reason = None, db: Db = None, as_json: Json = False
+) -> None:
+    """Pause one job, or without JOB everything: nothing is fired or claimed, what runs goes on."""
+    from carolctl import job_values, jobs
+
+    why = None if reason is None else job_values.reason(reason)
+    if job_id is None:
+        _pause_all(open_session(db), for_, why, as_json=as_json)
+        return
+    if for_ is not None:
+        raise UsageError("is for pausing everything, not one job", field="for")
+    change = jobs.pause(open_session(db), job_id, why)
+    if change is None:
+        _tell_unchanged(job_id, f"{job_id} is paused already", as_json=as_json)
+    else:
+        _tell_change(change, f"paused {job_id}: {change.after.paused_reason}", as_json=as_json)
+
+
+def _pause_all(session: Session, for_: str | None, reason: str | None, *, as_json: bool) -> None:
+    from carolctl import jobs
+    from carolctl.schedule import parse_duration
+
+    until = None if for_ is None else Millis(session.now + 1000 * parse_duration(for_, field="for"))
+    changed = jobs.pause_all(session, until=until, reason=reason)
+    document = {"paused": True, "until": clock.iso(until), "changed": changed}
+    _tell(_said_of_pause(document), document, as_json=as_json)
+
+
+@application.command(
+    "resume",
+    epilog=help_epilog(
+        "carolctl resume nightly", x2="its schedule cannot be used", x66="no such job", x75="database busy"
+    ),
+)
+def resume(job_id: MaybeJob = None, db: Db = None, as_json: Json = False) -> None:
+    """Let one job fire again from its next slot, or without JOB everything. What was missed stays skipped."""
+    from carolctl import jobs
+
+    session = open_session(db)
+    if job_id is None:
+        changed = jobs.resume_all(session)
+        _tell(
+            "resumed" if changed else "nothing was paused",
+            {"paused": False, "changed": changed},
+            as_json=as_json,
+        )
+        return
+    change = jobs.resume(session, job_id)
+    if change is None:
+        _tell_unchanged(job_id, f"{job_id} is active already", as_json=as_json)
+    else:
+        _tell_change(change, f"resumed {_outlook(change.after)}", as_json=as_json)
+
+
+# -- telling ---------------------------------------------------------------------------------------------------
+
+
+def _tell(line: str, document: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(document)
+    else:
+        print_lines([line])
+
+
+def _tell_unchanged(job_id: str, line: str, *, as_json: bool) -> None:
+    _tell(line, {"job_id": job_id, "changed": False}, as_json=as_json)
+
+
+def _tell_change(change: Change, line: str, *, as_json: bool) -> None:
+    document = {"job_id": change.after.job_id, "changed": True, "columns": change.columns()}
+    skipped = sum(row.coalesced for row in change.skipped)
+    told = f"{line}; slots skipped: {skipped}" if skipped else line
+    _tell(told, document | {"skipped": skipped, "job": _document(change.after)}, as_json=as_json)
+
+
+def _spoken(change: Change) -> list[str]:
+    """The changed columns that somebody spoke of, not those that follow."""
+    follow = {
+        "anchor_at",
+        "next_fire_at",
+        "schedule_rev",
+        "last_scheduled_for",
+        "deferred_at",
+        "max_turns_set_at",
+    }
+    return [name for name in change.columns() if name not in follow]
+
+
+def _document(job: Job) -> dict[str, Any]:
+    from carolctl.cli import job_views
+
+    return job_views.document(job)
+
+
+def _outlook(job: Job) -> str:
+    """``nightly; next 2026-03-29T00:30:00Z``."""
+    if job.status == "paused":
+        return f"{job.job_id}; it is paused"
+    when = clock.iso(job.next_fire_at)
+    return f"{job.job_id}; next {when}" if when else f"{job.job_id}; it does not fire by itself"
+
+
+def _warn_of_literal_secrets(job: Job) -> None:
+    from carolctl import job_values
+
+    for name in job_values.literal_secrets(job.action):
+        warn(
+            f"the value of {name} is stored as it is; ${{env:NAME}} or ${{file:PATH}} keeps it out of the database"
+        )
+
+
+def _global_pause(session: Session, until: str | None) -> dict[str, Any] | None:
+    if until is None:
+        return None
+    if until == "forever":
+        return {"until": None}
+    return {"until": clock.iso(int(until))} if int(until) > session.now else None
+
+
+def _said_of_pause(paused: dict[str, Any]) -> str:
+    until = f" until {paused['until']}" if paused["until"] else ""
+    return f"everything is paused{until}; carolctl resume ends it"

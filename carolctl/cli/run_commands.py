@@ -1,0 +1,412 @@
+"""Commands about runs: list-runs, show-run, logs, monitor, run-job, cancel-run, finish-run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from carolctl import clock, run_view
+from carolctl.cli.app import application
+from carolctl.cli.options import Db, JobId, Json, RunId, help_epilog
+from carolctl.cli.output import print_json, print_lines, safe
+from carolctl.errors import Exit, NotFound, Refused, UsageError
+from carolctl.model import FAILURE_CLASSES, LIVE, Millis, Outcome, Run
+from carolctl.session import Session, open_session
+from carolctl.store.runs import RunFilter
+
+_WAIT_POLL_SEC = 0.2
+_STATUSES = ("queued", "claimed", "running", "completed", "failed", "skipped", "cancelled")
+
+
+# -- looking ---------------------------------------------------------------------------------------------
+
+
+@application.command(
+    "list-runs",
+    epilog=help_epilog(
+        "carolctl list-runs --job nightly --status failed --since 24h", x66="no job store yet"
+    ),
+)
+def list_runs(
+    job: Annotated[str | None, typer.Option("--job", metavar="JOB", help="Only of this job")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option("--status", metavar="STATUS", help=f"One of {', '.join(_STATUSES)}")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", metavar="S", help="scheduled, manual or event")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="DUR|ISO", help="Queued since: 24h, or an instant")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="How many at most")] = 50,
+    db: Db = None,
+    as_json: Json = False,
+) -> int:
+    """List runs, newest first: what ran, what was skipped and why."""
+    for word in status or ():
+        _one_of(word, _STATUSES, field="status")
+    if source:
+        _one_of(source, ("scheduled", "manual", "event"), field="source")
+    session = open_session(db)
+    wanted = RunFilter(
+        job_id=job,
+        statuses=tuple(status or ()),
+        source=source,
+        since=_since(since, session.now),
+        limit=limit,
+    )
+    with session.store.read() as tx:
+        runs = tx.runs(wanted)
+    if as_json:
+        print_json({"runs": [run_view.document(run) for run in runs]})
+    else:
+        _print_runs(runs, session.now)
+    return Exit.OK
+
+
+@application.command("show-run", epilog=help_epilog("carolctl show-run 42", x66="no such run"))
+def show_run(run_id: RunId, db: Db = None, as_json: Json = False) -> int:
+    """Show everything about one run."""
+    session = open_session(db)
+    run = _existing_run(session, run_id)
+    document = run_view.document(run) | {"logs": run_view.log_paths(run)}
+    if as_json:
+        print_json(document)
+        return Exit.OK
+    from carolctl.cli import render
+
+    render.pairs(
+        f"run {run.run_id} of {run.job_id}",
+        ((name, ", ".join(value) if name == "logs" else value) for name, value in document.items() if value),
+    )
+    return Exit.OK
+
+
+@application.command(
+    "monitor", epilog=help_epilog("carolctl monitor --json | jq length", x66="no job store yet")
+)
+def monitor(db: Db = None, as_json: Json = False) -> int:
+    """Show what truly runs now: runs that hold a slot and are not known to be over."""
+    session = open_session(db)
+    running = run_view.truly_running(session)
+    if as_json:
+        print_json(
+            [
+                run_view.document(run)
+                | {"liveness": liveness, "elapsed_sec": run_view.elapsed_sec(run, session.now)}
+                for run, liveness in running
+            ]
+        )
+    elif running:
+        _print_running(session, running)
+    else:
+        print_lines(["nothing is running"])
+    return Exit.OK
+
+
+@application.command(
+    "logs", epilog=help_epilog("carolctl logs 42 --follow", x66="no such run, or it left no output")
+)
+def logs(
+    run_id: RunId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Bytes as they are, escape sequences included")] = False,
+    db: Db = None,
+    as_json: Json = False,
+) -> int:
+    """Show the output of a run; what could move a terminal is spelled out."""
+    session = open_session(db)
+    run = _existing_run(session, run_id)
+    paths = run_view.log_paths(run)
+    if not paths and not (follow and run.status in LIVE):
+        raise NotFound(f"run {run_id} left no output", hint=f"carolctl show-run {run_id}")
+    if as_json:
+        print_json({"run_id": run_id, "logs": paths, "text": "".join(_text(path) for path in paths)})
+        return Exit.OK
+    for chunk in _chunks(session, run, follow=follow):
+        sys.stdout.write(chunk if raw else "".join(safe(line) + "\n" for line in chunk.splitlines()))
+        sys.stdout.flush()
+    return Exit.OK
+
+
+def _chunks(session: Session, run: Run, *, follow: bool) -> Iterator[str]:
+    """The run's output so far, and then what is added until it ends."""
+    shown: dict[str, int] = {}
+    while True:
+        # Looked up before the files are read: whatever it wrote before its end is then read as well.
+        now_live = follow and _existing_run(session, run.run_id).status in LIVE
+        run = _existing_run(session, run.run_id)
+        for path in run_view.log_paths(run):
+            text = _text(path)[shown.get(path, 0) :]
+            if now_live and not text.endswith("\n"):
+                text = text[: text.rfind("\n") + 1]
+            shown[path] = shown.get(path, 0) + len(text)
+            if text:
+                yield text
+        if not now_live:
+            return
+        time.sleep(_WAIT_POLL_SEC)
+
+
+def _text(path: str) -> str:
+    with open(path, encoding="utf-8", errors="backslashreplace", newline="") as file:
+        return file.read()
+
+
+# -- acting ----------------------------------------------------------------------------------------------
+
+
+@application.command(
+    "run-job",
+    epilog=help_epilog(
+        "carolctl run-job nightly --wait",
+        x1="the run waited for failed",
+        x66="no such job",
+        x75="all slots taken, the job is running, or everything is paused",
+    ),
+)
+def run_job(
+    job_id: JobId,
+    force: Annotated[bool, typer.Option("--force", help="Pass the cap; needs --reason")] = False,
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="TEXT", help="Why, for the audit log")
+    ] = None,
+    requester: Annotated[
+        str | None, typer.Option("--requester", metavar="NAME", help="On whose behalf")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end")] = False,
+    db: Db = None,
+    as_json: Json = False,
+) -> int:
+    """Run a job now, if a slot is free. The schedule is left alone."""
+    from carolctl import launch
+    from carolctl.run_now import run_now
+    from carolctl.tick import launch_all
+
+    if force and not (reason and reason.strip()):
+        raise UsageError("--force needs a reason", field="reason", hint="--force --reason TEXT")
+    session = open_session(db)
+    launcher = launch.choose_configured()
+    claimed = run_now(session, job_id, force=force, reason=reason, requester=requester)
+    run_id = claimed.run.run_id
+    if run_id not in launch_all(session, launcher, [claimed]):
+        raise Refused(f"run {run_id} could not be launched", hint=f"carolctl show-run {run_id}")
+    if wait:
+        return _report_end(_wait_for(session, run_id), as_json=as_json)
+    if as_json:
+        print_json({"run_id": run_id})
+    else:
+        print_lines([f"run {run_id} of {job_id} is launched"])
+    return Exit.OK
+
+
+def _wait_for(session: Session, run_id: int) -> Run:
+    while True:
+        run = _existing_run(session, run_id)
+        if run.status not in LIVE:
+            return run
+        time.sleep(_WAIT_POLL_SEC)
+
+
+def _report_end(run: Run, *, as_json: bool) -> int:
+    if as_json:
+        print_json(run_view.document(run))
+    else:
+        reason = f" ({run.failure_reason})" if run.failure_reason else ""
+        summary = f": {run.result_summary}" if run.result_summary else ""
+        print_lines([f"run {run.run_id} of {run.job_id} {run.status}{reason}{summary}"])
+    return Exit.OK if run.status == "completed" else Exit.FAILED
+
+
+@application.command(
+    "cancel-run", epilog=help_epilog("carolctl cancel-run 42", x1="it has ended already", x66="no such run")
+)
+def cancel_run(run_id: RunId, db: Db = None, as_json: Json = False) -> int:
+    """End a run: one that waits is cancelled at once, one that runs is asked to stop."""
+    from carolctl.cancel import cancel_runs, refuse_ended
+
+    session = open_session(db)
+    run = _existing_run(session, run_id)
+    refuse_ended(run)
+    ended, asked = cancel_runs(session.store, [run], now=session.now)
+    if as_json:
+        print_json({"cancelled": ended, "stopping": asked})
+    else:
+        print_lines([f"run {run_id} {'is cancelled' if ended else 'was asked to stop'}"])
+    return Exit.OK
+
+
+@application.command(
+    "finish-run",
+    epilog=help_epilog(
+        "carolctl finish-run 42 --claim 1 --status completed --turns 12",
+        x1="the claim is not the run's present one, or it has ended",
+        x66="no such run",
+    ),
+)
+def finish_run(
+    run_id: RunId,
+    claim: Annotated[int, typer.Option("--claim", metavar="N", min=1, help="Claim number, from CAROL_CLAIM")],
+    status: Annotated[str, typer.Option("--status", metavar="STATUS", help="completed or failed")],
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="CLASS", help="Failure class [sdk_error]")
+    ] = None,
+    turns: Annotated[int | None, typer.Option("--turns", metavar="N", min=0, help="Turns it took")] = None,
+    summary: Annotated[str | None, typer.Option("--summary", metavar="T", help="One line of result")] = None,
+    db: Db = None,
+    as_json: Json = False,
+) -> int:
+    """Record how a run ended, for agents whose endpoint answered 202. An old claim changes nothing."""
+    from carolctl import finish, launch, tick
+
+    session = open_session(db)
+    outcome = _outcome(run_id, claim, status, reason, turns, summary, session.now)
+    _existing_run(session, run_id)
+    launcher = launch.choose_configured()
+    settled, claimed, spooled = finish.settle_or_spool(session.store, [outcome], now=session.now)
+    tick.launch_all(session, launcher, claimed)
+    if run_id in settled.stale:
+        raise Refused(f"claim {claim} of run {run_id} is not its present one, or the run has ended")
+    if as_json:
+        print_json({"run_id": run_id, "status": status, "spooled": spooled})
+    else:
+        print_lines([f"run {run_id} {status}{', in the spool until the store is free' if spooled else ''}"])
+    return Exit.OK
+
+
+def _outcome(
+    run_id: int,
+    claim: int,
+    status: str,
+    reason: str | None,
+    turns: int | None,
+    summary: str | None,
+    now: Millis,
+) -> Outcome:
+    _one_of(status, ("completed", "failed"), field="status")
+    if reason is not None:
+        _one_of(reason, FAILURE_CLASSES, field="reason")
+    if status == "completed" and reason:
+        raise UsageError("a completed run has no failure class", field="reason")
+    failure: Any = (reason or "sdk_error") if status == "failed" else None
+    return Outcome(
+        run_id=run_id,
+        claim_no=claim,
+        status="completed" if status == "completed" else "failed",
+        completed_at=now,
+        failure_reason=failure,
+        turns=turns,
+        summary=summary[:2000] if summary else None,
+    )
+
+
+# -- words -----------------------------------------------------------------------------------------------
+
+
+def _existing_run(session: Session, run_id: int) -> Run:
+    with session.store.read() as tx:
+        run = tx.run(run_id)
+    if run is None:
+        raise NotFound(f"no such run: {run_id}", hint="carolctl list-runs")
+    return run
+
+
+def _one_of(word: str, words: tuple[str, ...], *, field: str) -> None:
+    if word not in words:
+        raise UsageError(f"not one of {', '.join(words)}: {word!r}", field=field)
+
+
+def _since(text: str | None, now: Millis) -> Millis | None:
+    from carolctl.schedule import parse_duration
+
+    if text is None:
+        return None
+    if text[:1].isdigit() and text[4:5] != "-":
+        return Millis(now - 1000 * parse_duration(text, field="since"))
+    return clock.parse_iso(text, field="since")
+
+
+def _print_runs(runs: list[Run], now: Millis) -> None:
+    from carolctl.cli import render
+    from carolctl.cli.render import Column
+
+    if not runs:
+        print_lines(["no runs"])
+        return
+    columns = [
+        Column(name="run", least=4, justify="right"),
+        Column(name="job", least=12, overflow="fold"),
+        Column(name="status", least=9),
+        Column(name="why", least=10, dispensable=1),
+        Column(name="slot", least=17, dispensable=2),
+        Column(name="started", least=17, dispensable=3),
+        Column(name="took", least=5, justify="right"),
+        Column(name="try", least=3, justify="right", dispensable=5),
+        Column(name="source", least=9, dispensable=6),
+        Column(name="summary", least=20, dispensable=4),
+    ]
+    render.table(None, columns, [_row(run, now) for run in runs])
+
+
+def _row(run: Run, now: Millis) -> list[object]:
+    from carolctl.cli import render
+
+    tones: dict[str, render.Tone] = {
+        "completed": "good",
+        "failed": "bad",
+        "skipped": "dim",
+        "running": "warn",
+    }
+    elapsed = run_view.elapsed_sec(run, now)
+    return [
+        run.run_id,
+        run.job_id,
+        render.Toned(run.status, tones.get(run.status, "")),
+        _why(run),
+        render.moment(run.scheduled_for),
+        render.moment(run.started_at),
+        None if elapsed is None else f"{elapsed} s",
+        run.attempt,
+        run.source,
+        run.result_summary,
+    ]
+
+
+def _why(run: Run) -> str | None:
+    reason = run.failure_reason or run.skip_reason or run.stop_reason
+    many = f"{run.coalesced} slots" if run.coalesced > 1 else None
+    return ", ".join(word for word in (reason, many) if word) or None
+
+
+def _print_running(session: Session, running: list[tuple[Run, Any]]) -> None:
+    from carolctl.cli import render
+    from carolctl.cli.render import Column
+
+    columns = [
+        Column(name="run", least=4, justify="right"),
+        Column(name="job", least=12, overflow="fold"),
+        Column(name="status", least=8),
+        Column(name="for", least=6, justify="right"),
+        Column(name="lease left", least=10, justify="right"),
+        Column(name="owner", least=8),
+        Column(name="source", least=9, dispensable=1),
+        Column(name="where", least=12, dispensable=2),
+    ]
+    rows = [
+        [
+            run.run_id,
+            run.job_id,
+            f"stopping: {run.stop_reason}" if run.stop_reason else run.status,
+            f"{run_view.elapsed_sec(run, session.now)} s",
+            None if run.lease_expires_at is None else f"{(run.lease_expires_at - session.now) // 1000} s",
+            liveness,
+            run.source,
+            run.unit or (f"pid {run.pid}" if run.pid else run.host),
+        ]
+        for run, liveness in running
+    ]
+    render.table(None, columns, rows)

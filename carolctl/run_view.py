@@ -1,0 +1,70 @@
+"""Runs as they are shown: one document a run for JSON, and which of the live ones truly run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from typing import Any
+
+from carolctl import clock, launch, places, policy
+from carolctl.model import OCCUPYING, Millis, Run
+from carolctl.session import Session
+
+_INSTANTS = frozenset(
+    {
+        "scheduled_for",
+        "slots_from",
+        "stop_requested_at",
+        "not_before",
+        "queued_at",
+        "slot_claimed_at",
+        "lease_expires_at",
+        "started_at",
+        "completed_at",
+    }
+)
+
+
+def document(run: Run) -> dict[str, Any]:
+    """The row by column name, instants in ISO 8601."""
+    return {
+        field.name: clock.iso(value) if field.name in _INSTANTS else value
+        for field in fields(Run)
+        for value in (getattr(run, field.name),)
+    }
+
+
+def elapsed_sec(run: Run, now: Millis) -> int | None:
+    """Seconds from its start, or else its claim, to its end, or else to now."""
+    begin = run.started_at or run.slot_claimed_at
+    if begin is None:
+        return None
+    return max(0, ((run.completed_at or now) - begin) // 1000)
+
+
+def log_paths(run: Run) -> list[str]:
+    """The files with its captured output, one for each claim that started, oldest first."""
+    paths = [
+        os.path.join(places.logs(), f"run-{run.run_id}-{claim}.log") for claim in range(1, run.claim_no + 1)
+    ]
+    return [path for path in paths if os.path.exists(path)]
+
+
+def truly_running(session: Session) -> list[tuple[Run, launch.Liveness]]:
+    """The runs that hold a slot and are not known to be over: neither proved dead nor past their lease unseen."""
+    with session.store.read() as tx:
+        occupying = [run for run in tx.live_runs() if run.status in OCCUPYING]
+    boot_id = clock.boot_id()
+    liveness = launch.probe(occupying, host=clock.hostname(), boot_id=boot_id)
+    return [
+        (run, liveness[run.run_id])
+        for run in occupying
+        if liveness[run.run_id] == "alive" or not _is_over(run, liveness[run.run_id], session.now, boot_id)
+    ]
+
+
+def _is_over(run: Run, liveness: launch.Liveness, now: Millis, boot_id: str) -> bool:
+    verdict = policy.judge(
+        run, liveness, now=now, boottime_ms=clock.boottime_ms(), boot_id=boot_id, is_http=False
+    )
+    return isinstance(verdict, policy.End)
