@@ -61,29 +61,46 @@ class Request:
 # -- the migration ----
 
 
-def migrate(session: Session, shape: Shape, rows: Sequence[Row], request: Request) -> Report:
-    """Bring the rows of a legacy table into the job store; see the module's docstring.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A legacy table that can be migrated: its columns are matched, and each row has its job id."""
 
-    Raises `BadData` when an id cannot be used or the proof fails, and `StoreBusy` when somebody changed one of
-    the jobs meanwhile; nothing is written then.
+    shape: Shape
+    layout: Layout
+    rows: Sequence[Row]
+    job_ids: Sequence[str]
+
+
+def source_of(shape: Shape, rows: Sequence[Row], request: Request) -> Source:
+    """Match the columns and name the jobs, before a job store is made.
+
+    Raises `BadData` for a missing column and for ids that cannot be used, `UsageError` for a wrong request.
     """
     layout = layout_of(shape.table, shape.columns, request.mapping)
-    imported = _import(rows, layout, request.rename, session.now)
+    column = layout.source_of("job_id")
+    assert column is not None
+    job_ids = _job_ids([row[column] for row in rows], request.rename)
+    return Source(shape=shape, layout=layout, rows=rows, job_ids=job_ids)
+
+
+def migrate(session: Session, source: Source, request: Request) -> Report:
+    """Bring the rows of a legacy table into the job store; see the module's docstring.
+
+    Raises `BadData` when the proof fails, and `StoreBusy` when somebody changed one of the jobs meanwhile;
+    nothing is written then.
+    """
+    imported = [
+        to_job(row, source.layout, job_id=job_id, now=session.now)
+        for row, job_id in zip(source.rows, source.job_ids, strict=True)
+    ]
     with session.store.read() as tx:
-        plan = _plan(tx, layout, imported, request, session.now)
+        plan = _plan(tx, source.layout, imported, request, session.now)
     with session.store.write(dry_run=request.dry_run) as tx:
         _apply(tx, plan, session.now)
-        report = _proved(tx, plan, layout, request)
+        report = _proved(tx, plan, source.layout, request)
         if plan.written:
-            _record(tx, plan, shape, report, session)
+            _record(tx, plan, source.shape, report, session)
     return report
-
-
-def _import(rows: Sequence[Row], layout: Layout, rename: Mapping[str, str], now: Millis) -> list[Imported]:
-    source = layout.source_of("job_id")
-    assert source is not None
-    job_ids = _job_ids([row[source] for row in rows], rename)
-    return [to_job(row, layout, job_id=name, now=now) for name, row in zip(job_ids, rows, strict=True)]
 
 
 def _job_ids(cells: Sequence[Cell], rename: Mapping[str, str]) -> list[str]:
@@ -144,7 +161,7 @@ class _Plan:
 def _plan(tx: ReadTx, layout: Layout, imported: Sequence[Imported], request: Request, now: Millis) -> _Plan:
     here = {job.job_id: job for job in tx.jobs()}
     damaged = {job.job_id for job in tx.damaged_jobs()}
-    migrated_before = set(json.loads(tx.meta(_meta_key(layout.table)) or "{}").get("jobs", ()))
+    migrated_before = set(json.loads(tx.meta(meta_key(layout.table)) or "{}").get("jobs", ()))
     ids = {item.job.job_id for item in imported}
     plan = _Plan(
         source_rows=len(imported), new=[], unchanged=[], replaced=[], discarded=[], conflicts=[],
@@ -308,7 +325,7 @@ def _is_past(job: Job) -> bool:
 
 def _record(tx: WriteTx, plan: _Plan, shape: Shape, report: Report, session: Session) -> None:
     """Remember the table's shape for the way back, which jobs came from it, and who did it."""
-    key = _meta_key(shape.table)
+    key = meta_key(shape.table)
     before = json.loads(tx.meta(key) or "{}").get("jobs", [])
     jobs = sorted({*before, *(item.job.job_id for item in plan.settled())})
     known = {"shape": asdict(shape), "columns": report.layout.columns, "jobs": jobs}
@@ -323,5 +340,6 @@ def _record(tx: WriteTx, plan: _Plan, shape: Shape, report: Report, session: Ses
     )
 
 
-def _meta_key(table: str) -> str:
+def meta_key(table: str) -> str:
+    """Where the store's meta remembers a legacy table: its shape, its mapping, the jobs that came from it."""
     return f"legacy:{table.lower()}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from textwrap import wrap
 from typing import Any, Literal
 
 from carolctl.errors import Exit
 from carolctl.legacy_columns import Layout
 
+_WIDTH = 79
 SHOWN = 20
 """How many of a kind are listed for people; JSON has them all."""
 
@@ -73,13 +75,14 @@ class Report:
             *_column_lines(self.layout),
             f"rows     {self.source_rows} read: {self.migrated} {done}, {self.unchanged} unchanged,"
             f" {len(self.conflicts)} in conflict",
-            *_listed("paused", [f"{job_id}: {reason}" for job_id, reason in self.paused.items()]),
-            *_listed("conflict", [_conflict_line(conflict) for conflict in self.conflicts]),
+            *listed("paused", [f"{job_id}: {reason}" for job_id, reason in self.paused.items()]),
+            *listed("conflict", [_conflict_line(conflict) for conflict in self.conflicts]),
             *_shell_lines(self.shell_commands),
-            *_listed("past", [f"{job_id}: its one time has passed" for job_id in self.already_past]),
-            *_listed("gone", [f"{job_id}: no longer in the source; kept here" for job_id in self.gone_there]),
+            *listed("past", [f"{job_id}: its one time has passed" for job_id in self.already_past]),
+            *listed("gone", [f"{job_id}: no longer in the source; kept here" for job_id in self.gone_there]),
             f"source   sha256 {self.source_checksum}",
-            f"target   sha256 {self.target_checksum} (read back and mapped back: equal)",
+            f"target   sha256 {self.target_checksum}",
+            f"{'':8} equal: every row was read back and mapped back",
             *_next_steps(self),
         ]
 
@@ -88,12 +91,14 @@ def _column_lines(layout: Layout) -> list[str]:
     mapped = [s if s == t else f"{s} as {t}" for s, t in layout.columns.items() if t]
     kept = [source for source, target in layout.columns.items() if target is None]
     return [
-        f"columns  mapped: {', '.join(mapped)}",
-        f"         kept as they are: {', '.join(kept) if kept else 'none'}",
-    ]
+        *wrap(f"columns  mapped: {', '.join(mapped)}", width=_WIDTH, subsequent_indent=" " * 9),
+        *wrap(f"kept as they are: {', '.join(kept) or 'none'}", width=_WIDTH, initial_indent=" " * 9,
+              subsequent_indent=" " * 9),
+    ]  # fmt: skip
 
 
-def _listed(word: str, items: Sequence[str]) -> list[str]:
+def listed(word: str, items: Sequence[str]) -> list[str]:
+    """One line for each item behind `word`, the first ones of many."""
     more = [f"{'':8} and {len(items) - SHOWN} more (--json shows all)"] if len(items) > SHOWN else []
     return [f"{word:8} {item}" for item in items[:SHOWN]] + more
 

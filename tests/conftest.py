@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from carolctl import session
+from carolctl.cli import entry
 from carolctl.store.db import Store
 from tests import builders
-from tests.builders import Carol
+from tests.builders import Carol, Result
 
 
 @pytest.fixture
@@ -36,3 +40,31 @@ def store() -> Iterator[Callable[..., Store]]:
     yield opener
     for one in opened:
         one.close()
+
+
+@pytest.fixture
+def inside(
+    home: Path, carol: Carol, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Result]:
+    """``inside("add-job", ...)`` runs a command in this process: thirty times faster, for tables of input."""
+    for name in set(os.environ) - set(carol.environment()):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CAROL_DATA_DIR", str(home))
+    opened: list[Store] = []
+
+    def remembered(*arguments: Any, **options: Any) -> Store:
+        opened.append(open_store(*arguments, **options))
+        return opened[-1]
+
+    def run(*arguments: str) -> Result:
+        capsys.readouterr()
+        code = entry.run(list(arguments))
+        # A process of its own would end here, and its connection with it.
+        while opened:
+            opened.pop().close()
+        said = capsys.readouterr()
+        return Result(code=code, out=said.out, err=said.err)
+
+    open_store = session.open_store
+    monkeypatch.setattr(session, "open_store", remembered)
+    return run

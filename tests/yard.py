@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from carolctl import clock
+from carolctl import clock, launch
 from carolctl.launch import owner
-from carolctl.model import Claimed, HttpAction, Job, Run
+from carolctl.model import Claimed, HttpAction, Job, Millis, Run
 from carolctl.store.runs import Claimant, RunFilter
 from tests import builders
 from tests.builders import Carol
@@ -28,6 +28,11 @@ def until(condition: Callable[[], object], timeout: float = 15.0) -> None:
     while not condition():
         assert time.monotonic() < give_up, "it did not come true in time"
         time.sleep(0.01)
+
+
+def probe(run: Run) -> str:
+    """Whether the owner of a run lives, as seen from this host and boot."""
+    return launch.probe([run], host=clock.hostname(), boot_id=clock.boot_id())[run.run_id]
 
 
 class Yard:
@@ -51,7 +56,7 @@ class Yard:
         """Claim what is queued, as of a moment ago."""
         boottime_ms = clock.boottime_ms()
         claimant = Claimant(
-            now=builders.Millis(clock.now() - claimed_ago_ms),
+            now=Millis(clock.now() - claimed_ago_ms),
             boottime_ms=None if boottime_ms is None else boottime_ms - claimed_ago_ms,
             host=clock.hostname(),
             boot_id=clock.boot_id(),
@@ -89,9 +94,16 @@ class Yard:
         self._runners.append(runner)
         return runner
 
-    def run(self, *argv: str, lease_sec: int = 60, max_turns: int | None = None, **env: str) -> Run:
+    def run(self, *argv: str, lease_sec: int = 60, max_turns: int | None = None) -> Run:
         """Run a command to its end; its row. The runner itself must end well, and in silence."""
-        claimed = self.ready(*argv, lease_sec=lease_sec, max_turns=max_turns)
+        return self.run_claimed(self.ready(*argv, lease_sec=lease_sec, max_turns=max_turns), {})
+
+    def run_with(self, env: dict[str, str], *argv: str) -> Run:
+        """The same with variables in the environment of the runner."""
+        return self.run_claimed(self.ready(*argv), env)
+
+    def run_claimed(self, claimed: Claimed, env: dict[str, str]) -> Run:
+        """The same for a run that was claimed before."""
         assert self.spawn(claimed, **env).wait(timeout=30) == 0, self.complaints()
         assert self.complaints() == ""
         return self.row(claimed.run.run_id)

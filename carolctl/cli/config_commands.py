@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 Key = Annotated[str, typer.Argument(metavar="KEY", help="Such as schedule.max_concurrent")]
 Value = Annotated[str, typer.Argument(metavar="VALUE", help="Its new value")]
 
-settings = typer.Typer(help="Show and change settings.", rich_markup_mode=None)
+settings = typer.Typer(
+    help="Show and change settings.",
+    epilog=help_epilog("carolctl config set schedule.max_concurrent 3", x2="no such setting or value"),
+    rich_markup_mode=None,
+)
 application.add_typer(settings, name="config")
 
 
@@ -33,7 +37,10 @@ application.add_typer(settings, name="config")
 
 @settings.command("list", epilog=help_epilog("carolctl config list", x65="the job store is damaged"))
 def list_settings(db: Db = None, as_json: Json = False) -> None:
-    """List all settings: value, where it comes from, what it is for."""
+    """List the settings.
+
+    The value in force, where it comes from, and what it is for.
+    """
     table = _table(db)
     documents = [_document(setting, table) for setting in config.REGISTRY]
     if as_json:
@@ -54,7 +61,10 @@ def list_settings(db: Db = None, as_json: Json = False) -> None:
     "get", epilog=help_epilog("carolctl config get schedule.max_concurrent", x2="no such setting")
 )
 def get_setting(key: Key, db: Db = None, as_json: Json = False) -> None:
-    """Print the value of one setting that is in force; an empty line for none."""
+    """Print one setting.
+
+    The value in force; an empty line for none.
+    """
     setting = _known(key)
     document = _document(setting, _table(db))
     if as_json:
@@ -74,7 +84,10 @@ def get_setting(key: Key, db: Db = None, as_json: Json = False) -> None:
     context_settings={"ignore_unknown_options": True},
 )
 def set_setting(key: Key, value: Value, db: Db = None, as_json: Json = False) -> None:
-    """Set one setting in the job store; it is in force from the next command on."""
+    """Change one setting.
+
+    It is kept in the job store, and in force from the next command on.
+    """
     if not value.isprintable():
         raise UsageError("holds a character that cannot be printed", field=key[:40])
     meant = config.checked(key, value)
@@ -97,7 +110,7 @@ def set_setting(key: Key, value: Value, db: Db = None, as_json: Json = False) ->
     ),
 )
 def unset_setting(key: Key, db: Db = None, as_json: Json = False) -> None:
-    """Take one setting out of the job store, so that its default is in force again."""
+    """Go back to the default of one setting."""
     default = _known(key).default
     changed = _write(open_session(db), "config unset", key, None)
     line = (
@@ -186,7 +199,10 @@ def next_times(
     ] = "once",
     as_json: Json = False,
 ) -> None:
-    """Show when an expression fires, across the clock changes of its zone. No job store is needed."""
+    """Show when an expression fires.
+
+    Across the clock changes of its zone; no job store is needed.
+    """
     since = clock.now() if after is None else clock.parse_iso(after, field="after")
     times = _parsed(expr, timezone, dst_rule, since)
     slots = list(islice(times.between(since, _FAR), count))

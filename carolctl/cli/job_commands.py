@@ -56,9 +56,10 @@ _FAR = Millis(7_258_118_400_000)
 )
 @describes_a_job
 def add_job(job_id: NewJobId, *, said: Said, db: Db = None, as_json: Json = False) -> None:
-    """Add a job: exactly one schedule, and either --url or a command behind --.
+    """Add a job.
 
-    The word none as a value means: no such limit, handler, project.
+    It takes exactly one schedule, and either --url or a command behind --. The word none as a value
+    means: no such limit, handler or project.
     """
     from carolctl import job_plans, jobs
 
@@ -66,11 +67,8 @@ def add_job(job_id: NewJobId, *, said: Said, db: Db = None, as_json: Json = Fals
     session = open_session(db, create=True)
     jobs.add(session, job)
     _warn_of_literal_secrets(job)
-    _tell(
-        f"added {_outlook(job)}",
-        {"job_id": job.job_id, "changed": True, "job": _document(job)},
-        as_json=as_json,
-    )
+    document = {"job_id": job.job_id, "changed": True, "job": _document(job)}
+    _tell(f"added {_outlook(job)}", document, as_json=as_json)
 
 
 @application.command(
@@ -86,10 +84,11 @@ def add_job(job_id: NewJobId, *, said: Said, db: Db = None, as_json: Json = Fals
 )
 @describes_a_job
 def edit_job(job_id: JobId, *, said: Said, db: Db = None, as_json: Json = False) -> None:
-    """Change what is given and leave the rest; a new schedule counts from now.
+    """Change a job.
 
-    The word none takes a value away again: --project, --description, --misfire-grace, --max-run-duration,
-    --max-turns, --agent-profile, --on-failure, --spread, --header, --payload.
+    What is not given stays as it is; a new schedule counts from now. The word none takes a value away
+    again: --project, --description, --misfire-grace, --max-run-duration, --max-turns, --agent-profile,
+    --on-failure, --spread, --header, --payload.
     """
     from carolctl import jobs
 
@@ -117,7 +116,10 @@ def edit_job(job_id: JobId, *, said: Said, db: Db = None, as_json: Json = False)
 def remove_job(
     job_id: JobId, cancel: Cancel = False, yes: Yes = False, db: Db = None, as_json: Json = False
 ) -> None:
-    """Remove a job; the records of its runs stay. Asks first when called from a terminal."""
+    """Remove a job.
+
+    The records of its runs stay. From a terminal it asks first.
+    """
     from carolctl import jobs
 
     session = open_session(db)
@@ -141,7 +143,10 @@ def remove_job(
 def list_jobs(
     project: OfProject = None, status: OfStatus = None, db: Db = None, as_json: Json = False
 ) -> None:
-    """List the jobs, by id: schedule, next firing, status, how the last run ended."""
+    """List the jobs, by id.
+
+    Schedule, next firing, status, how the last run ended; more where the terminal is wide.
+    """
     if status not in (None, "active", "paused"):
         raise UsageError(f"{status[:40]!a} is not active or paused", field="status")
     session = open_session(db)
@@ -182,7 +187,10 @@ def _print_listing(jobs: Sequence[Job], damaged: Sequence[DamagedJob], paused: d
     epilog=help_epilog("carolctl show-job nightly", x65="its row is damaged", x66="no such job or job store"),
 )
 def show_job(job_id: JobId, db: Db = None, as_json: Json = False) -> None:
-    """Show everything about a job: its settings, its next five slots, its last five runs."""
+    """Show everything about a job.
+
+    Its settings, its next five slots with their wake-ups, its last five runs.
+    """
     from carolctl import job_plans, jobs, run_view
     from carolctl.cli import job_views
     from carolctl.store.runs import RunFilter
@@ -229,7 +237,10 @@ def _upcoming(job: Job, now: Millis) -> list[tuple[Millis, Millis]]:
 def pause(
     job_id: MaybeJob = None, for_: For = None, reason: Reason = None, db: Db = None, as_json: Json = False
 ) -> None:
-    """Pause one job, or without JOB everything: nothing is fired or claimed, what runs goes on."""
+    """Pause a job, or without JOB everything.
+
+    Nothing is fired or claimed; what runs goes on.
+    """
     from carolctl import job_values, jobs
 
     why = None if reason is None else job_values.reason(reason)
@@ -262,7 +273,10 @@ def _pause_all(session: Session, for_: str | None, reason: str | None, *, as_jso
     ),
 )
 def resume(job_id: MaybeJob = None, db: Db = None, as_json: Json = False) -> None:
-    """Let one job fire again from its next slot, or without JOB everything. What was missed stays skipped."""
+    """Resume a job, or without JOB everything.
+
+    A job fires again from its next slot on; what it missed while it was paused stays skipped.
+    """
     from carolctl import jobs
 
     session = open_session(db)

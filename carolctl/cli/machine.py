@@ -106,7 +106,7 @@ def _phrase(key: str, value: Any) -> str:
     if isinstance(value, list):
         return f"{key} {len(value)} ({_some(value)})" if value else ""
     if key.endswith("_ms"):
-        return f"{key.removesuffix('_ms').replace('_', ' ')} {value:.1f} ms" if key != "elapsed_ms" else ""
+        return f"write lock held {value:.1f} ms" if key == "write_lock_ms" and value else ""
     return f"{key} {value}" if value else ""
 
 

@@ -121,23 +121,23 @@ def kill(runs: Iterable[Run]) -> None:
     """SIGKILL to each live owner on this host and boot, and to every member of its session."""
     require_unlocked("killing runs")
     owners = _owners_here(runs)
-    for pid in [pid for pid, pid_start in owners.items() if _liveness_of(pid, pid_start) == "alive"]:
-        send(pid, signal.SIGKILL)
-    # Killed first, so that it records no end while its command is being taken away.
-    _clear(owners)
+    alive = {pid for pid, pid_start in owners.items() if _liveness_of(pid, pid_start) == "alive"}
+    _clear({pid: owners[pid] for pid in alive}, owners_too=True)
 
 
 def bury(runs: Iterable[Run]) -> None:
     """SIGKILL to whatever is left in the sessions of dead owners, until nothing is."""
     require_unlocked("killing what a dead run left behind")
-    _clear(_owners_here(runs))
+    _clear(_owners_here(runs), owners_too=False)
 
 
-def _clear(owners: Mapping[int, int]) -> None:
+def _clear(owners: Mapping[int, int], *, owners_too: bool) -> None:
+    """Again and again, since a process may have made another one meanwhile."""
     give_up = time.monotonic() + _BURIAL_SEC
-    while owners and (left := _left_behind(owners)) and time.monotonic() < give_up:
-        for pid in left:
-            send(pid, signal.SIGKILL)
+    while owners and (left := _left_of(owners, owners_too=owners_too)) and time.monotonic() < give_up:
+        # The owner first: it is not to record an end while its command is being taken away.
+        for process in sorted(left, key=lambda member: member.pid != member.session):
+            send(process.pid, signal.SIGKILL)
         time.sleep(_LOOK_AGAIN_SEC)
 
 
@@ -154,23 +154,21 @@ def _owners_here(runs: Iterable[Run]) -> dict[int, int]:
     }
 
 
-def _left_behind(owners: Mapping[int, int]) -> list[int]:
-    """The living members of the owners' sessions, where the owner itself is dead.
+def _left_of(owners: Mapping[int, int], *, owners_too: bool) -> list[Process]:
+    """The living members of the owners' sessions; only where the owner itself is dead, unless `owners_too`.
 
     The kernel does not reuse a process id that is still the id of a session: a process of that id with another
     start time means that the session is long gone, and whoever has its number now is a stranger.
     """
     table = list(process_table())
-    spared = {process.pid for process in table if process.pid in owners and not _is_corpse(process, owners)}
-    return [
+    spared = {
         process.pid
-        for process in members(table, owners.keys() - spared)
-        if process.start >= owners[process.session]
-    ]
-
-
-def _is_corpse(process: Process, owners: Mapping[int, int]) -> bool:
-    return process.has_ended and process.start == owners[process.pid]
+        for process in table
+        if process.pid in owners
+        and (process.start != owners[process.pid] or not (process.has_ended or owners_too))
+    }
+    found = members(table, owners.keys() - spared)
+    return [process for process in found if process.start >= owners[process.session]]
 
 
 def members(table: Iterable[Process], sessions: Iterable[int]) -> list[Process]:

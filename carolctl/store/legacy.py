@@ -1,4 +1,4 @@
-"""All SQL on the legacy planner database: its job table read without a trace, and written for the way back.
+"""All SQL on the legacy planner database: its job table read, and written for the way back.
 
 The source is opened read-only, so that no mistake of ours can touch it; a WAL source is read beside a foreign
 writer. Text is taken as bytes and decoded here: SQLite does not check it, and nothing may be lost or raise.

@@ -1,0 +1,130 @@
+"""The tour behind ./scripts/demo: the real program on a data home of its own, step by step, in plain words."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parent
+CAROLCTL = [str(Path(sys.executable).parent / "carolctl")]
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """An agent that says how many turns it took."""
+
+    def do_POST(self) -> None:
+        run = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        answer = json.dumps({"turns": 7, "summary": f"did the work of {run['job_id']}"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """The tour does the talking."""
+
+
+def say(text: str) -> None:
+    print(f"\n\033[1m# {text}\033[0m" if sys.stdout.isatty() else f"\n# {text}", flush=True)
+
+
+def carolctl(*arguments: str, quiet: bool = False) -> str:
+    if not quiet:
+        print("$ carolctl " + " ".join(arguments), flush=True)
+    done = subprocess.run([*CAROLCTL, *arguments], stdout=None if not quiet else subprocess.PIPE, text=True)
+    if done.returncode:
+        print(f"(exit code {done.returncode})", flush=True)
+    return done.stdout or ""
+
+
+def wait_until_quiet(seconds: float = 15) -> None:
+    until = time.monotonic() + seconds
+    while json.loads(carolctl("monitor", "--json", quiet=True)) and time.monotonic() < until:
+        time.sleep(0.2)
+
+
+def prepare(home: Path, url: str) -> Path:
+    if home.exists():
+        shutil.rmtree(home)
+    home.mkdir(mode=0o700)
+    for name in [n for n in os.environ if n.startswith(("CAROL_", "SCHEDULE_"))]:
+        del os.environ[name]
+    planner = home / "plangenerator.db"
+    os.environ |= {"CAROL_DATA_DIR": str(home), "CAROL_PLANNER_DB": str(planner)}
+    subprocess.run(
+        [sys.executable, str(SCRIPTS / "make_planner_db.py"), str(planner), "--endpoint", url], check=True
+    )
+    return planner
+
+
+def tour(home: Path, url: str) -> None:
+    planner = prepare(home, url)
+    say(f"A legacy planner database with 27 jobs lies in {planner}. They move into a store of their own,")
+    say("in one transaction, read back and proved equal by checksum. The source is only read.")
+    carolctl("migrate-jobs")
+    carolctl("list-jobs")
+
+    say("Three quick jobs of our own: two commands and a call to a local endpoint, due in a second.")
+    carolctl("add-job", "hello", "--every", "1s", "--", "sh", "-c", 'echo "hello from run $CAROL_RUN_ID"')
+    carolctl("add-job", "work", "--every", "1s", "--", "sleep", "1")
+    carolctl("add-job", "agent", "--every", "1s", "--url", url + "/agent")
+    time.sleep(1.2)
+    say("A tick. A timer would do this every 30 s; nothing of carolctl stays behind between two ticks.")
+    carolctl("tick", "--dry-run")
+    carolctl("tick")
+    say("The cap is 2: two run, the third waited, and got its slot when one ended, without another tick.")
+    wait_until_quiet()
+    for job in ("hello", "work", "agent"):
+        carolctl("pause", job, "--reason", "the tour goes on", quiet=True)
+    carolctl("list-runs", "--limit", "8")
+
+    say("Now a run dies: its supervisor is killed with SIGKILL, so nobody can say how it ended.")
+    carolctl("add-job", "doomed", "--manual", "--", "sleep", "300")
+    run_id = json.loads(carolctl("run-job", "doomed", "--json", quiet=True))["run_id"]
+    pid = wait_for_pid(run_id)
+    carolctl("monitor")
+    print(f"$ kill -9 {pid}", flush=True)
+    os.kill(pid, signal.SIGKILL)
+    say("The next tick looks: the pid, its start time and the boot say that it is gone. Its slot is free again,")
+    say("and whatever it had started is gone with it.")
+    carolctl("tick")
+    carolctl("show-run", str(run_id))
+    carolctl("monitor")
+
+
+def wait_for_pid(run_id: int) -> int:
+    while True:
+        run = json.loads(carolctl("show-run", str(run_id), "--json", quiet=True))
+        if run["status"] == "running" and run["pid"]:
+            return int(run["pid"])
+        time.sleep(0.1)
+
+
+def main() -> None:
+    home = Path(sys.argv[1])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        tour(home, f"http://127.0.0.1:{server.server_port}")
+        wait_until_quiet()
+    finally:
+        server.shutdown()
+    program = os.path.relpath(CAROLCTL[0])
+    say("That was the tour. To go on in its data home:")
+    print(f"  export CAROL_DATA_DIR={home} PATH={Path(CAROLCTL[0]).parent}:$PATH")
+    print("  carolctl list-jobs; carolctl next '0 9 * * MON-FRI' --timezone Europe/Berlin")
+    print("  carolctl edit-job gen-tasks-01 --daily-at 00:05")
+    print(f"  rm -r {home}        # when you are done; {program} --help lists the rest")
+
+
+if __name__ == "__main__":
+    main()
