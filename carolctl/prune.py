@@ -1,9 +1,12 @@
-"""Bounded history: old rows go in small batches, each a short write transaction of its own."""
+"""Bounded history: old rows go in small batches, each a short write transaction of its own, and old logs with them."""
 
 from __future__ import annotations
 
+import os
 from typing import get_args
 
+from carolctl import places
+from carolctl.lockguard import require_unlocked
 from carolctl.model import Millis
 from carolctl.session import Session
 from carolctl.store.records import PruneTable
@@ -35,4 +38,23 @@ def prune(session: Session, *, dry_run: bool = False) -> dict[str, int]:
             gone[table] += batch
             if batch < BATCH or dry_run:
                 break
+    before = Millis(session.now - days["runs"] * _DAY_MS)
+    gone["logs"] = _prune_logs(before, dry_run=dry_run)
+    return gone
+
+
+def _prune_logs(before: Millis, *, dry_run: bool) -> int:
+    """Unlink the captured output that nobody has written to since `before`."""
+    require_unlocked("removing old logs")
+    gone = 0
+    try:
+        entries = list(os.scandir(places.logs()))
+    except FileNotFoundError:
+        return 0
+    for entry in entries:
+        ours = entry.name.startswith("run-") and entry.is_file(follow_symlinks=False)
+        if ours and entry.stat(follow_symlinks=False).st_mtime * 1000 < before:
+            gone += 1
+            if not dry_run:
+                os.unlink(entry.path)
     return gone

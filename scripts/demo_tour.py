@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -33,8 +35,10 @@ class Endpoint(BaseHTTPRequestHandler):
         """The tour does the talking."""
 
 
-def say(text: str) -> None:
-    print(f"\n\033[1m# {text}\033[0m" if sys.stdout.isatty() else f"\n# {text}", flush=True)
+def say(*lines: str) -> None:
+    print()
+    for line in lines:
+        print(f"\033[1m# {line}\033[0m" if sys.stdout.isatty() else f"# {line}", flush=True)
 
 
 def carolctl(*arguments: str, quiet: bool = False) -> str:
@@ -68,24 +72,33 @@ def prepare(home: Path, url: str) -> Path:
 
 def tour(home: Path, url: str) -> None:
     planner = prepare(home, url)
-    say(f"A legacy planner database with 27 jobs lies in {planner}. They move into a store of their own,")
-    say("in one transaction, read back and proved equal by checksum. The source is only read.")
+    say(
+        f"A legacy planner database with 27 jobs lies in {planner}. They move into a store of",
+        "their own in one transaction, are read back and proved equal by checksum. The source is only read.",
+    )
     carolctl("migrate-jobs")
     carolctl("list-jobs")
+    say("The job list is ours now: an edit lands even while somebody holds the planner's write lock.")
+    lock = sqlite3.connect(planner, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    carolctl("edit-job", "gen-tasks-01", "--daily-at", "00:05")
+    lock.close()
 
-    say("Three quick jobs of our own: two commands and a call to a local endpoint, due in a second.")
-    carolctl("add-job", "hello", "--every", "1s", "--", "sh", "-c", 'echo "hello from run $CAROL_RUN_ID"')
-    carolctl("add-job", "work", "--every", "1s", "--", "sleep", "1")
-    carolctl("add-job", "agent", "--every", "1s", "--url", url + "/agent")
-    time.sleep(1.2)
-    say("A tick. A timer would do this every 30 s; nothing of carolctl stays behind between two ticks.")
+    say("Three jobs of our own, due at the same moment: two commands and a call to a local endpoint.")
+    due = datetime.now(UTC) + timedelta(seconds=3)
+    at = due.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    carolctl("add-job", "hello", "--at", at, "--", "sh", "-c", 'echo "hello from run $CAROL_RUN_ID"')
+    carolctl("add-job", "work", "--at", at, "--", "sleep", "1")
+    carolctl("add-job", "agent", "--at", at, "--url", url + "/agent")
+    say("A tick before they are due finds nothing to do. A timer would tick every 30 s.")
+    carolctl("tick")
+    time.sleep(max(0.0, (due - datetime.now(UTC)).total_seconds()) + 0.1)
+    say("Now they are due. First what a tick would do, by the same code, rolled back; then the tick itself.")
     carolctl("tick", "--dry-run")
     carolctl("tick")
-    say("The cap is 2: two run, the third waited, and got its slot when one ended, without another tick.")
+    say("The cap is 2: two run, the third waits, and gets its slot when one ends, without another tick.")
     wait_until_quiet()
-    for job in ("hello", "work", "agent"):
-        carolctl("pause", job, "--reason", "the tour goes on", quiet=True)
-    carolctl("list-runs", "--limit", "8")
+    carolctl("list-runs")
 
     say("Now a run dies: its supervisor is killed with SIGKILL, so nobody can say how it ended.")
     carolctl("add-job", "doomed", "--manual", "--", "sleep", "300")
@@ -94,8 +107,10 @@ def tour(home: Path, url: str) -> None:
     carolctl("monitor")
     print(f"$ kill -9 {pid}", flush=True)
     os.kill(pid, signal.SIGKILL)
-    say("The next tick looks: the pid, its start time and the boot say that it is gone. Its slot is free again,")
-    say("and whatever it had started is gone with it.")
+    say(
+        "The next tick looks: the pid, its start time and the boot say that it is gone. Its slot is free",
+        "again, and whatever it had started is gone with it.",
+    )
     carolctl("tick")
     carolctl("show-run", str(run_id))
     carolctl("monitor")
@@ -122,7 +137,7 @@ def main() -> None:
     say("That was the tour. To go on in its data home:")
     print(f"  export CAROL_DATA_DIR={home} PATH={Path(CAROLCTL[0]).parent}:$PATH")
     print("  carolctl list-jobs; carolctl next '0 9 * * MON-FRI' --timezone Europe/Berlin")
-    print("  carolctl edit-job gen-tasks-01 --daily-at 00:05")
+    print("  carolctl run-job hello --wait && carolctl logs 2")
     print(f"  rm -r {home}        # when you are done; {program} --help lists the rest")
 
 

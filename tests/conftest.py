@@ -11,6 +11,7 @@ import pytest
 
 from carolctl import session
 from carolctl.cli import entry
+from carolctl.store import db
 from carolctl.store.db import Store
 from tests import builders
 from tests.builders import Carol, Result
@@ -53,7 +54,7 @@ def inside(
     opened: list[Store] = []
 
     def remembered(*arguments: Any, **options: Any) -> Store:
-        opened.append(open_store(*arguments, **options))
+        opened.append(db.open_store(*arguments, **options))
         return opened[-1]
 
     def run(*arguments: str) -> Result:
@@ -65,6 +66,5 @@ def inside(
         said = capsys.readouterr()
         return Result(code=code, out=said.out, err=said.err)
 
-    open_store = session.open_store
     monkeypatch.setattr(session, "open_store", remembered)
     return run

@@ -129,8 +129,9 @@ class Yard:
         until(lambda: all(self.row(run_id).status == status for run_id in run_ids), timeout)
 
     def log(self, run: Run) -> bytes:
-        """The captured output of a run."""
-        return (self.home / "logs" / f"run-{run.run_id}-{run.claim_no}.log").read_bytes()
+        """The captured output of a run; empty while there is none."""
+        path = self.home / "logs" / f"run-{run.run_id}-{run.claim_no}.log"
+        return path.read_bytes() if path.exists() else b""
 
     def session_of(self, pid: int | None) -> set[int]:
         """The living members of a session."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 from typer.exceptions import Abort, TyperException
 
+from carolctl import __version__
+from carolctl.cli.output import print_lines
 from carolctl.errors import CarolError, Exit, UsageError
 
 application = typer.Typer(
@@ -20,7 +24,10 @@ application = typer.Typer(
 
 def run(arguments: list[str]) -> int:
     """Parse `arguments` and run the command; raises `CarolError` for everything that goes wrong."""
-    _register()
+    if arguments == ["--version"]:
+        print_lines([f"carolctl {__version__}"])
+        return Exit.OK
+    register()
     command = typer.main.get_command(application)
     try:
         result = command.main(args=arguments, prog_name="carolctl", standalone_mode=False)
@@ -31,15 +38,17 @@ def run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else Exit.OK
 
 
-def _register() -> None:
-    """Importing a module of commands registers them."""
-    from carolctl.cli import (  # noqa: F401
-        config_commands,
-        job_commands,
-        migration_commands,
-        run_commands,
-        timer_commands,
-    )
+def register() -> None:
+    """Register all commands: importing a module of commands does it, and the order here is that of the help."""
+    from carolctl.cli import timer_commands  # noqa: F401, I001
+    from carolctl.cli import job_commands, run_commands, config_commands, migration_commands  # noqa: F401, I001
+
+
+@application.callback(invoke_without_command=False)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit", is_eager=True)] = False,
+) -> None:
+    """A job scheduler with no resident process: a timer fires `carolctl tick`, SQLite remembers."""
 
 
 def _explained(problem: TyperException) -> CarolError:

@@ -32,6 +32,7 @@ class Process(NamedTuple):
 
     pid: int
     state: str
+    group: int
     session: int
     start: int
 
@@ -50,7 +51,8 @@ def look(pid: int | str) -> Process | None:
         return None
     # The name of the program stands in brackets and may hold brackets and spaces itself.
     fields = text[text.rindex(b")") + 2 :].split()
-    return Process(int(text.split(b" ", 1)[0]), fields[0].decode(), int(fields[3]), int(fields[19]))
+    group, session, start = (int(fields[position]) for position in (2, 3, 19))
+    return Process(int(text.split(b" ", 1)[0]), fields[0].decode(), group, session, start)
 
 
 def start_time(pid: int) -> int | None:
@@ -60,8 +62,12 @@ def start_time(pid: int) -> int | None:
 
 
 def process_table() -> Iterator[Process]:
-    """Every process that may be seen from here."""
-    for name in os.listdir("/proc"):
+    """Every process that may be seen from here; none where there is no /proc."""
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return
+    for name in names:
         if name.isdigit() and (process := look(name)):
             yield process
 

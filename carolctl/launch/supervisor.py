@@ -14,6 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from carolctl.launch import owner
@@ -185,10 +186,16 @@ class CommandSupervisor:
         self._send(signal.SIGCONT)
 
     def _send(self, number: signal.Signals) -> None:
-        """To every member of the session but this process: the command's group, and what left it."""
+        """To the command's group in one go, and to whoever of the session left that group; not to this process."""
         require_unlocked("ending a command")
+        # As long as the command has not been waited for, its id can be nobody else's.
+        group = 0 if self._has_ended else self._process.pid
+        if group:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, number)
         for process in owner.members_but_me():
-            owner.send(process.pid, number)
+            if process.group != group:
+                owner.send(process.pid, number)
 
     def _is_over(self, now: float) -> bool:
         if not self._has_ended or (self._pipe is not None and now < self._ended_at + PIPE_PATIENCE_SEC):

@@ -383,7 +383,7 @@ def running(yard: Yard, script: str, lease_sec: int = 60) -> tuple[Claimed, subp
     """A run whose script has said that it is ready."""
     claimed = yard.ready("sh", "-c", script, lease_sec=lease_sec)
     supervisor = yard.spawn(claimed)
-    until(lambda: (yard.home / "logs").exists() and b"ready" in yard.log(claimed.run))
+    until(lambda: b"ready" in yard.log(claimed.run))
     return claimed, supervisor
 
 
@@ -393,6 +393,14 @@ def test_a_stopped_command_that_exits_zero_is_aborted_not_completed(yard: Yard) 
     assert supervisor.wait(timeout=30) == 0
     run = yard.row(claimed.run.run_id)
     assert (run.status, run.failure_reason, run.exit_status) == ("failed", "aborted", 0)
+
+
+def test_a_command_is_asked_to_end_once_also_when_its_children_are_elsewhere(yard: Yard) -> None:
+    script = "trap 'echo asked; n=$((n+1))' TERM; setsid -f true; echo ready; while [ ! $n ]; do sleep 0.05; done; sleep 0.3"
+    claimed, supervisor = running(yard, script)
+    launch.stop([yard.row(claimed.run.run_id)])
+    assert supervisor.wait(timeout=9) == 0
+    assert yard.log(claimed.run).split().count(b"asked") == 1
 
 
 def test_a_recorded_stop_reason_stands_above_the_exit_code(yard: Yard) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_an_instant_in_the_zone_of_the_job_is_stored_in_utc() -> None:
 
 
 def test_an_instant_that_has_passed_is_refused() -> None:
-    with pytest.raises(BadSchedule, match="at: .*can never fire"):
+    with pytest.raises(BadSchedule, match=r"at: .*can never fire"):
         build("a", Said(at="2025-12-31T23:59:59Z", argv=["x"]), now=T0)
 
 
@@ -188,9 +188,7 @@ def test_a_job_whose_schedule_cannot_be_read_is_mended_by_an_edit_and_refuses_to
 
 def test_an_intervals_grid_stays_where_it_was_anchored() -> None:
     every = job(every="7h")
-    for said in (Said(every="7h"), Said(every="25200")):
-        change = plan_edit(every, said, now=LATER)
-        assert change is None or change.after.anchor_at == LATER
+    assert plan_edit(every, Said(every="7h"), now=LATER) is None
     resting = plan_pause(every, "why", now=LATER)
     assert resting is not None
     again = plan_resume(resting.after, now=Millis(LATER + MINUTE))
@@ -287,20 +285,9 @@ def test_everybodys_edit_lands_when_eight_edit_at_once(home: Path, store: Callab
     said = [Said(cron=f"{minute} * * * *") for minute in range(1, 5)]
     said += [Said(project="p"), Said(priority="7"), Said(max_turns="9"), Said(argv=["other"])]
     sessions = [Session(store=store(home), now=Millis(T0 + n + 1), actor="me") for n in range(len(said))]
-    failures: list[BaseException] = []
-
-    def edit(session: Session, what: Said) -> None:
-        try:
-            jobs.edit(session, "busy", what)
-        except Exception as problem:
-            failures.append(problem)
-
-    threads = [threading.Thread(target=edit, args=pair) for pair in zip(sessions, said, strict=True)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(len(said)) as pool:
+        changes = list(pool.map(lambda session, what: jobs.edit(session, "busy", what), sessions, said))
+    assert None not in changes
     with store(home).read() as tx:
         after = tx.job("busy")
         entries = tx.audit_entries(subject="busy")
@@ -312,13 +299,13 @@ def test_everybodys_edit_lands_when_eight_edit_at_once(home: Path, store: Callab
 
 
 def test_a_change_and_its_skipped_slots_are_one_transaction(home: Path, store: Callable[..., Store]) -> None:
-    add_jobs(home, job("hourly", on_failure=None))
+    add_jobs(home, job("hourly"))
     session = Session(store=store(home), now=LATER, actor="me")
     with pytest.raises(NotFound, match="on_failure: no such job: ghost"):
         jobs.edit(session, "hourly", Said(daily_at="04:00", on_failure="ghost"))
     with session.store.read() as tx:
         unchanged = tx.job("hourly")
-        assert unchanged == replace(job("hourly"))
+        assert unchanged == job("hourly")
         assert tx.audit_entries() == []
 
 

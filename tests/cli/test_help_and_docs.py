@@ -1,0 +1,70 @@
+"""Every command explains itself, and the README knows it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from carolctl.cli import app
+from tests.builders import Carol
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def leaves() -> dict[str, typer.core.TyperCommand]:
+    """Every command by the words that call it."""
+    app.register()
+    found = {}
+    root = typer.main.get_command(app.application)
+    for name, command in root.commands.items():
+        if hasattr(command, "commands"):
+            found |= {f"{name} {inner}": leaf for inner, leaf in command.commands.items()}
+        else:
+            found[name] = command
+    return found
+
+
+LEAVES = leaves()
+
+
+@pytest.mark.parametrize("words", sorted(LEAVES))
+def test_the_help_of_a_command_has_an_example_and_its_exit_codes(words: str) -> None:
+    command = LEAVES[words]
+    assert command.help
+    assert re.search(rf"Example: carolctl {words}\b", command.epilog)
+    assert "EXIT STATUS: 0 done" in command.epilog
+
+
+@pytest.mark.parametrize("words", sorted(LEAVES))
+def test_a_command_takes_json(words: str) -> None:
+    assert any("--json" in parameter.opts for parameter in LEAVES[words].params)
+
+
+@pytest.mark.parametrize("words", sorted(LEAVES))
+def test_a_command_is_in_the_readme(words: str) -> None:
+    assert f"`{words}`" in README
+
+
+def test_the_readme_has_the_whole_table_of_exit_codes() -> None:
+    from carolctl.errors import Exit
+
+    codes = {value for name, value in vars(Exit).items() if name.isupper()}
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)} == codes
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("tick", "--help"), ("add-job", "-h")])
+def test_help_is_printed_and_the_exit_code_is_right(carol: Carol, arguments: tuple[str, ...]) -> None:
+    result = carol(*arguments)
+    if arguments:
+        assert (result.code, "Usage: carolctl" in result.out, result.err) == (0, True, "")
+    else:
+        assert (result.code, len(result.err.splitlines())) == (2, 1)
+
+
+def test_version_is_printed(carol: Carol) -> None:
+    from carolctl import __version__
+
+    assert carol("--version").out == f"carolctl {__version__}\n"
