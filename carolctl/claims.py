@@ -91,24 +91,28 @@ def finish(store: Store, outcomes: Sequence[Outcome]) -> list[Claimed]:
     return claimed
 
 
-def launch_all(store: Store, claimed: Sequence[Claimed]) -> None:
-    """Launch what was claimed, and record at once what surely did not start.
+def launch_all(
+    store: Store, claimed: Sequence[Claimed], launcher: launch.Launcher | None = None
+) -> list[int]:
+    """Launch what was claimed, record at once what surely did not start, launch what was claimed instead.
 
-    Where nothing at all could be started, what was claimed in its place waits for a sweep: a machine without
-    room for one more process must not use up the whole queue.
+    The ids of the runs that were launched. Where nothing at all could be started, what was claimed in its place
+    waits for a sweep: a machine without room for one more process must not use up the whole queue.
     """
+    launched: list[int] = []
     while claimed:
         try:
-            failures = {failure.run_id: failure for failure in launch.choose_configured().launch(claimed)}
+            starter = launcher or launch.choose_configured()
         except CarolError as error:
             warn(f"{len(claimed)} claimed runs wait for a sweep: {error.message}")
-            return
+            break
+        failures = {failure.run_id: failure.message for failure in starter.launch(claimed)}
+        launched += [one.run.run_id for one in claimed if one.run.run_id not in failures]
         outcomes = [
-            failed(one.run, "launch_failed", failures[one.run.run_id].message)
+            failed(one.run, "launch_failed", failures[one.run.run_id])
             for one in claimed
             if one.run.run_id in failures
         ]
         refill = finish(store, outcomes) if outcomes else []
-        if len(outcomes) == len(claimed):
-            return
-        claimed = refill
+        claimed = [] if len(outcomes) == len(claimed) else refill
+    return launched

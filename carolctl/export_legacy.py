@@ -123,10 +123,11 @@ def export(store: Store, table: str, destination: Destination, *, deadline_ms: i
 def _gather(tx: ReadTx, table: str) -> _Gathered:
     known = json.loads(tx.meta(meta_key(table)) or "{}")
     shape, layout = _shape_and_layout(table, known)
+    key = layout.source_of("job_id") or "job_id"
     rows, left_out, lossy = {}, {}, {}
     jobs = tx.jobs()
     for job in jobs:
-        reason = _foreign(job, shape.table) or inexpressible(job)
+        reason = _foreign(job, shape.table, key) or inexpressible(job)
         if reason:
             left_out[job.job_id] = reason
             continue
@@ -136,7 +137,7 @@ def _gather(tx: ReadTx, table: str) -> _Gathered:
     left_out |= {damaged.job_id: f"damaged: {damaged.problem}" for damaged in tx.damaged_jobs()}
     return _Gathered(
         shape=shape,
-        key=layout.source_of("job_id") or "job_id",
+        key=key,
         rows=rows,
         left_out=left_out,
         lossy=lossy,
@@ -159,9 +160,11 @@ def _shape_and_layout(table: str, known: Mapping[str, Any]) -> tuple[Shape, Layo
     return shape, Layout(table=shape.table, columns=known["columns"])
 
 
-def _foreign(job: Job, table: str) -> str | None:
-    origin = (mark_of(job) or {}).get("table", table)
-    return None if origin == table else f"it was migrated from table {origin}"
+def _foreign(job: Job, table: str, key: str) -> str | None:
+    mark = mark_of(job)
+    if mark is None or (mark["table"] == table and key in mark["columns"]):
+        return None
+    return f"it was migrated from another table, {mark['table']}"
 
 
 def _lost(job: Job) -> list[str]:

@@ -95,6 +95,8 @@ def migrate(session: Session, source: Source, request: Request) -> Report:
     ]
     with session.store.read() as tx:
         plan = _plan(tx, source.layout, imported, request, session.now)
+        if not plan.written:
+            return _proved(tx, plan, source.layout, request)
     with session.store.write(dry_run=request.dry_run) as tx:
         _apply(tx, plan, session.now)
         report = _proved(tx, plan, source.layout, request)
@@ -252,7 +254,7 @@ def _moved(what: str) -> StoreBusy:
     return StoreBusy(what, hint="run it again; nothing was written")
 
 
-def _proved(tx: WriteTx, plan: _Plan, layout: Layout, request: Request) -> Report:
+def _proved(tx: ReadTx, plan: _Plan, layout: Layout, request: Request) -> Report:
     """Read back, map back, compare; `BadData` when a single cell differs."""
     settled = plan.settled()
     stored = tx.jobs_named(item.job.job_id for item in settled)

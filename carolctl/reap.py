@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from carolctl import finish, launch, spool, sweep, tick
+from carolctl import claims, finish, launch, spool, sweep, tick
 from carolctl.model import Claimed, Run
 from carolctl.session import Session
 from carolctl.settle import settle
@@ -39,7 +39,7 @@ def reap(session: Session, *, dry_run: bool = False) -> ReapReport:
         asked = changed.stopped
     if not dry_run:
         sweep.stop_owners(swept, asked)
-        tick.launch_all(session, launcher, to_launch)
+        claims.launch_all(session.store, to_launch, launcher)
         spool.unlink(swept.spooled)
     return ReapReport(leases=changed.leases, lost=changed.lost)
 
@@ -54,4 +54,4 @@ def drain(session: Session) -> tuple[list[int], list[int]]:
         session.store, [file.outcome for file in files], now=session.now
     )
     spool.unlink(files)
-    return sorted(settled.ended + settled.requeued), tick.launch_all(session, launcher, claimed)
+    return sorted(settled.ended + settled.requeued), claims.launch_all(session.store, claimed, launcher)

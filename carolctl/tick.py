@@ -15,11 +15,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from carolctl import finish, launch, places, policy, schedule, spool, sweep
+from carolctl import claims, finish, launch, places, policy, schedule, spool, sweep
 from carolctl.config import Settings
 from carolctl.failpoints import failpoint
 from carolctl.lockguard import require_unlocked
-from carolctl.model import Claimed, Firing, Job, Millis, Outcome, Run
+from carolctl.model import Claimed, Firing, Job, Millis, Run
 from carolctl.notices import warn
 from carolctl.session import Session
 from carolctl.settle import settle
@@ -339,7 +339,7 @@ def _act(
     require_unlocked("acting on a tick")
     failpoint("tick-committed")
     sweep.stop_owners(plan.sweep, asked)
-    report.launched = launch_all(session, launcher, to_launch)
+    report.launched = claims.launch_all(session.store, to_launch, launcher)
     failpoint("tick-launched")
     spool.unlink(plan.sweep.spooled)
     for before, _ in plan.reanchored:
@@ -349,30 +349,6 @@ def _act(
     for damaged in plan.set_aside:
         warn(f"{damaged.job_id} is set aside, paused: {damaged.problem}")
     touch_stamp(session.now)
-
-
-def launch_all(session: Session, launcher: launch.Launcher, claimed: Sequence[Claimed]) -> list[int]:
-    """Launch what was claimed; what surely did not start is settled at once, and its slot refilled. Run ids."""
-    launched: list[int] = []
-    waiting = list(claimed)
-    while waiting:
-        failures = {failure.run_id: failure for failure in launcher.launch(waiting)}
-        launched += [item.run.run_id for item in waiting if item.run.run_id not in failures]
-        if not failures:
-            break
-        outcomes = [
-            Outcome(
-                run_id=failure.run_id,
-                claim_no=failure.claim_no,
-                status="failed",
-                completed_at=session.now,
-                failure_reason="launch_failed",
-                summary=failure.message,
-            )
-            for failure in failures.values()
-        ]
-        waiting = finish.record_outcomes(session.store, outcomes, now=session.now)
-    return launched
 
 
 def touch_stamp(now: Millis) -> None:

@@ -46,7 +46,9 @@ def register() -> None:
 
 @application.callback(invoke_without_command=False)
 def main(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit", is_eager=True)
+    ] = False,
 ) -> None:
     """A job scheduler with no resident process: a timer fires `carolctl tick`, SQLite remembers."""
 

@@ -49,7 +49,7 @@ def list_settings(db: Db = None, as_json: Json = False) -> None:
     from carolctl.cli import render
 
     columns = (
-        render.Column(name="setting", least=30),
+        render.Column(name="setting", least=33),
         render.Column(name="value", least=6, justify="right"),
         render.Column(name="from", least=11),
         render.Column(name="about", least=20, overflow="fold"),

@@ -16,15 +16,15 @@ from carolctl.store.jobs import DamagedJob
 
 _INTERNAL = ("legacy", "schedule_compiled")
 _COLUMNS = (
-    Column(name="job", least=20, overflow="fold"),
-    Column(name="schedule", least=16),
-    Column(name="next", least=17),
-    Column(name="status", least=12),
+    Column(name="job", least=18, overflow="fold"),
+    Column(name="schedule", least=14),
+    Column(name="next", least=20),
+    Column(name="status", least=9),
     Column(name="last", least=9),
-    Column(name="last fired", least=17, dispensable=2),
-    Column(name="streaks", least=7, dispensable=3),
+    Column(name="last fired", least=20, dispensable=2),
+    Column(name="streaks", least=8, dispensable=3),
     Column(name="project", least=8, dispensable=4),
-    Column(name="action", least=24, dispensable=5),
+    Column(name="action", least=20, dispensable=5),
 )
 _TONES: dict[str | None, render.Tone] = {"completed": "good", "failed": "bad", "cancelled": "warn"}
 

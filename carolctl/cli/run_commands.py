@@ -183,9 +183,8 @@ def run_job(
     as_json: Json = False,
 ) -> int:
     """Run a job now, if a slot is free. The schedule is left alone."""
-    from carolctl import launch
+    from carolctl import claims, launch
     from carolctl.run_now import run_now
-    from carolctl.tick import launch_all
 
     if force and not (reason and reason.strip()):
         raise UsageError("--force needs a reason", field="reason", hint="--force --reason TEXT")
@@ -193,7 +192,7 @@ def run_job(
     launcher = launch.choose_configured()
     claimed = run_now(session, job_id, force=force, reason=reason, requester=requester)
     run_id = claimed.run.run_id
-    if run_id not in launch_all(session, launcher, [claimed]):
+    if run_id not in claims.launch_all(session.store, [claimed], launcher):
         raise Refused(f"run {run_id} could not be launched", hint=f"carolctl show-run {run_id}")
     if wait:
         return _report_end(_wait_for(session, run_id), as_json=as_json)
@@ -261,14 +260,14 @@ def finish_run(
     as_json: Json = False,
 ) -> int:
     """Record how a run ended, for agents whose endpoint answered 202. An old claim changes nothing."""
-    from carolctl import finish, launch, tick
+    from carolctl import claims, finish, launch
 
     session = open_session(db)
     outcome = _outcome(run_id, claim, status, reason, turns, summary, session.now)
     _existing_run(session, run_id)
     launcher = launch.choose_configured()
     settled, claimed, spooled = finish.settle_or_spool(session.store, [outcome], now=session.now)
-    tick.launch_all(session, launcher, claimed)
+    claims.launch_all(session.store, claimed, launcher)
     if run_id in settled.stale:
         raise Refused(f"claim {claim} of run {run_id} is not its present one, or the run has ended")
     if as_json:

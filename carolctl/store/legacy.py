@@ -84,7 +84,7 @@ def _opened(path: str, deadline_ms: int) -> Iterator[sqlite3.Connection]:
     except NotPermitted as problem:
         raise NotPermitted(
             f"{path} cannot be read",
-                hint="check the modes of file and folder; a WAL database that nobody has open can only be read in a"
+            hint="check the modes of file and folder; a WAL database that nobody has open can only be read in a"
             " folder that you may write: otherwise copy it, with its -wal, and give the copy",
         ) from problem
 

@@ -93,7 +93,9 @@ def test_monitor_is_an_empty_array_when_nothing_truly_runs(carol: Carol, home: P
     assert (ended["status"], ended["failure_reason"]) == ("failed", "process_lost")
 
 
-def test_cancel_run_ends_a_waiting_run_at_once_and_stops_a_running_one_first(carol: Carol, home: Path) -> None:
+def test_cancel_run_ends_a_waiting_run_at_once_and_stops_a_running_one_first(
+    carol: Carol, home: Path
+) -> None:
     add_jobs(home, due_job("first", argv=("sleep", "60")), due_job("second"))
     assert len(carol("tick", "--json", SCHEDULE_MAX_CONCURRENT="1").json()["claimed"]) == 1
     [running] = wait_until(lambda: [r for r in carol("monitor", "--json").json() if r["status"] == "running"])
@@ -109,7 +111,9 @@ def test_cancel_run_ends_a_waiting_run_at_once_and_stops_a_running_one_first(car
 
 
 def test_a_job_that_traps_term_and_exits_0_is_recorded_as_stopped(carol: Carol, home: Path) -> None:
-    add_jobs(home, manual("polite", "sh", "-c", "trap 'exit 0' TERM; echo ready; while :; do sleep 0.1; done"))
+    add_jobs(
+        home, manual("polite", "sh", "-c", "trap 'exit 0' TERM; echo ready; while :; do sleep 0.1; done")
+    )
     run_id = str(carol("run-job", "polite", "--json").json()["run_id"])
     wait_until(lambda: "ready" in carol("logs", run_id).out)
     carol("cancel-run", run_id)
@@ -131,7 +135,9 @@ def test_an_accepted_run_lives_under_its_lease_until_finish_run_names_its_claim(
     stale = carol("finish-run", run_id, "--claim", "2", "--status", "completed")
     assert stale.code == 1
     assert carol("show-run", run_id, "--json").json()["status"] == "running"
-    done = carol("finish-run", run_id, "--claim", "1", "--status", "completed", "--turns", "12", "--summary", "ok")
+    done = carol(
+        "finish-run", run_id, "--claim", "1", "--status", "completed", "--turns", "12", "--summary", "ok"
+    )
     assert done.code == 0, done.err
     run = carol("show-run", run_id, "--json").json()
     assert (run["status"], run["turn_count"], run["result_summary"]) == ("completed", 12, "ok")
@@ -145,12 +151,16 @@ def test_a_lease_is_the_claim_plus_its_seconds(carol: Carol, home: Path) -> None
     for job_id in ("own", "common"):
         assert carol("run-job", job_id, "--wait").code == 0
     connection = sqlite3.connect(home / "scheduler.db")
-    leases = dict(connection.execute("SELECT job_id, lease_expires_at - slot_claimed_at FROM runs").fetchall())
+    leases = dict(
+        connection.execute("SELECT job_id, lease_expires_at - slot_claimed_at FROM runs").fetchall()
+    )
     connection.close()
     assert leases == {"own": 90_000, "common": 1_200_000}
 
 
-def test_three_expired_leases_are_reaped_in_one_sweep_and_fresh_ones_are_left(carol: Carol, home: Path) -> None:
+def test_three_expired_leases_are_reaped_in_one_sweep_and_fresh_ones_are_left(
+    carol: Carol, home: Path
+) -> None:
     with Endpoint() as endpoint:
         endpoint.on("/agent", Reply(status=202))
         add_jobs(
@@ -167,7 +177,10 @@ def test_three_expired_leases_are_reaped_in_one_sweep_and_fresh_ones_are_left(ca
             for name in ("short0", "short1", "short2", "long")
         }
         wait_until(
-            lambda: [r["pid"] for r in carol("monitor", "--json").json() if r["status"] == "running"] == [None] * 4
+            lambda: (
+                [r["pid"] for r in carol("monitor", "--json").json() if r["status"] == "running"]
+                == [None] * 4
+            )
         )
     later = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 70))
     report = carol("reap", "--json", CAROL_NOW=later, **cap).json()

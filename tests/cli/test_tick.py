@@ -184,7 +184,9 @@ def test_a_job_whose_row_cannot_be_used_steps_aside_and_the_others_fire(carol: C
     wait_until(lambda: all_ended(carol))
 
 
-def test_a_watermark_far_ahead_of_the_clock_is_re_anchored_audited_and_warned(carol: Carol, home: Path) -> None:
+def test_a_watermark_far_ahead_of_the_clock_is_re_anchored_audited_and_warned(
+    carol: Carol, home: Path
+) -> None:
     ahead = now() + 30 * 3600 * 1000
     add_jobs(home, job("ahead", cron="* * * * *", now=now(), last_scheduled_for=ahead, next_fire_at=ahead))
     result = carol("tick", "--json")

@@ -395,12 +395,27 @@ def test_a_stopped_command_that_exits_zero_is_aborted_not_completed(yard: Yard) 
     assert (run.status, run.failure_reason, run.exit_status) == ("failed", "aborted", 0)
 
 
-def test_a_command_is_asked_to_end_once_also_when_its_children_are_elsewhere(yard: Yard) -> None:
-    script = "trap 'echo asked; n=$((n+1))' TERM; setsid -f true; echo ready; while [ ! $n ]; do sleep 0.05; done; sleep 0.3"
-    claimed, supervisor = running(yard, script)
+TWO_GROUPS = """
+import os, signal, sys, time
+name = "child" if os.fork() == 0 else "parent"
+if name == "child":
+    os.setpgid(0, 0)
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(os.write(1, f"asked {name}\\n".encode())))
+print("ready", flush=True)
+while not asked:
+    time.sleep(0.02)
+time.sleep(0.3)
+"""
+
+
+def test_everyone_in_the_session_is_asked_to_end_and_nobody_twice(yard: Yard) -> None:
+    claimed = yard.ready(*python(TWO_GROUPS))
+    supervisor = yard.spawn(claimed)
+    until(lambda: yard.log(claimed.run).count(b"ready") == 2)
     launch.stop([yard.row(claimed.run.run_id)])
     assert supervisor.wait(timeout=9) == 0
-    assert yard.log(claimed.run).split().count(b"asked") == 1
+    assert sorted(yard.log(claimed.run).splitlines()[2:]) == [b"asked child", b"asked parent"]
 
 
 def test_a_recorded_stop_reason_stands_above_the_exit_code(yard: Yard) -> None:
