@@ -11,7 +11,8 @@ from statistics import median
 
 from carolctl import finish
 from carolctl.config import Settings
-from carolctl.errors import CapacityFull, JobRunning, NotFound, TryAgainLater
+from carolctl.errors import CapacityFull, JobRunning, TryAgainLater
+from carolctl.jobs import find
 from carolctl.model import OCCUPYING, Claimed, Job, Millis, Run
 from carolctl.session import Session
 from carolctl.store.records import AuditEntry
@@ -30,7 +31,7 @@ def run_now(
         eta = slot_eta_sec(snapshot, session.now)
     claimant = finish.claimant_now(session.now, settings)
     with session.store.write() as tx:
-        job = existing_job(tx, job_id)
+        job = find(tx, job_id)
         _refuse_when_paused(tx, session.now)
         _refuse_when_running(tx, job)
         run_id = tx.insert_run(
@@ -49,17 +50,6 @@ def run_now(
         if force:
             _audit_bypass(tx, session, job, claimed[0].run, settings, reason)
     return claimed[0]
-
-
-def existing_job(tx: ReadTx, job_id: str) -> Job:
-    """The job of that id; `NotFound` with a hint of similar ones otherwise."""
-    job = tx.job(job_id)
-    if job is None:
-        similar = ", ".join(tx.job_ids_like(job_id))
-        raise NotFound(
-            f"no such job: {job_id}", hint=f"did you mean {similar}?" if similar else "carolctl list-jobs"
-        )
-    return job
 
 
 def _refuse_when_paused(tx: ReadTx, now: Millis) -> None:

@@ -8,18 +8,22 @@ turns on one machine means something tomorrow and elsewhere, a millisecond does 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import shutil
 import signal
 import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 #: Runs one command a line and answers with its exit status and figures. A process of its own, and a bare one: a
 #: child counts the memory of the process it was spawned from as its own peak, so the meter must be the smallest.
@@ -91,17 +95,25 @@ class Meter:
     def in_turns(self, commands: Sequence[Command], runs: int, warm_up: int = 3) -> dict[str, list[Sample]]:
         """Run each command `runs` times, A B C A B C ..., each round from another start; the samples by name.
 
-        The samples of one round stand at the same place of every list.
+        The samples of one round stand at the same place of every list. A command that fails while it warms up
+        is left out, and said so.
         """
-        samples: dict[str, list[Sample]] = {command.name: [] for command in commands}
-        for command in commands:
-            for _ in range(warm_up):
-                self.run(command)
+        working = [command for command in commands if self._warms_up(command, warm_up)]
+        samples: dict[str, list[Sample]] = {command.name: [] for command in working}
         for turn in range(runs):
-            shift = turn % len(commands)
-            for command in (*commands[shift:], *commands[:shift]):
+            shift = turn % len(working)
+            for command in (*working[shift:], *working[:shift]):
                 samples[command.name].append(self.run(command))
         return samples
+
+    def _warms_up(self, command: Command, times: int) -> bool:
+        try:
+            for _ in range(times):
+                self.run(command)
+        except RuntimeError as failure:
+            print(f"left out: {failure}")
+            return False
+        return True
 
 
 def _complaint(command: Command) -> str:
@@ -109,6 +121,133 @@ def _complaint(command: Command) -> str:
         command.argv, env=dict(command.env), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     return f"a second time exit {done.returncode}, {(done.stderr or done.stdout).strip()[-400:]}"
+
+
+# -- a place to measure in ---------------------------------------------------------------------------------
+
+
+class Home:
+    """A data home of one benchmark, with the environment and the ways to call the program in it."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder = folder
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+        self.env = {
+            **kept,
+            "CAROL_DATA_DIR": str(folder),
+            "CAROL_LAUNCHER": "process",
+            **settings,
+        }
+
+    @property
+    def database(self) -> str:
+        return str(self.folder / "scheduler.db")
+
+    def command(self, name: str, *arguments: str) -> Command:
+        """A call through the console script, to be measured."""
+        return Command(name=name, argv=[script(), *arguments], env=self.env)
+
+    def carolctl(self, command: str, *arguments: str) -> Any:
+        """Run a command with ``--json`` and return its document; RuntimeError if it fails."""
+        done = subprocess.run(
+            [script(), command, "--json", *arguments],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"carolctl {command}: exit {done.returncode}: {done.stderr.decode()}")
+        return json.loads(done.stdout)
+
+    def end_runners(self) -> None:
+        """Kill every process that has this data home in its environment: its runners, and their jobs."""
+        mark = f"CAROL_DATA_DIR={self.folder}".encode()
+        while found := [pid for pid in map(int, _processes()) if _has(pid, mark)]:
+            for pid in found:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
+
+
+def _processes() -> Iterator[str]:
+    return (name for name in os.listdir("/proc") if name.isdecimal())
+
+
+def _has(pid: int, mark: bytes) -> bool:
+    try:
+        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def script() -> str:
+    """The console script beside this interpreter."""
+    path = Path(sys.executable).with_name("carolctl")
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: install carolctl with the interpreter that runs this benchmark")
+    return str(path)
+
+
+@contextmanager
+def temporary_home(**settings: str) -> Iterator[Home]:
+    """A data home that goes when the block ends, with everything that still runs in it."""
+    home = Home(Path(tempfile.mkdtemp(prefix="carolctl-bench-")), **settings)
+    try:
+        yield home
+    finally:
+        home.end_runners()
+        shutil.rmtree(home.folder, ignore_errors=True)
+
+
+#: Answers every request with an empty document after as many seconds as its path says. One thread, any number of
+#: connections, a process of its own: it must not take its time from the measuring process.
+_ENDPOINT = r"""
+import asyncio
+
+async def answer(reader, writer):
+    try:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            lines = head.decode("latin-1").split("\r\n")
+            sizes = [line.split(":")[1] for line in lines if line.lower().startswith("content-length:")]
+            await reader.readexactly(int(sizes[0]) if sizes else 0)
+            await asyncio.sleep(float(lines[0].split(" ")[1].strip("/") or 0))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+            await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+
+async def main():
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def endpoint() -> Iterator[Callable[[float], str]]:
+    """An HTTP endpoint on the loopback; yields a function from seconds of delay to the URL that has it."""
+    server = subprocess.Popen([sys.executable, "-I", "-S", "-c", _ENDPOINT], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        port = int(server.stdout.readline())
+        yield lambda seconds: f"http://127.0.0.1:{port}/{seconds:g}"
+    finally:
+        server.terminate()
+        server.wait()
+        server.stdout.close()
+
+
+def memory_mib(pid: int, figure: str = "VmHWM") -> float:
+    """The peak (``VmHWM``) or present (``VmRSS``) memory of a process, in MiB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(figure + ":"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"process {pid} has no {figure}")
 
 
 # -- figures -----------------------------------------------------------------------------------------------
@@ -197,8 +336,6 @@ def machine_line() -> str:
 
 def _fsync_ms(times: int = 20) -> float:
     """The median time of a small durable write, since every commit waits for at least one."""
-    import time
-
     taken = []
     with tempfile.TemporaryFile() as file:
         for _ in range(times):
@@ -208,3 +345,12 @@ def _fsync_ms(times: int = 20) -> float:
             os.fsync(file.fileno())
             taken.append((time.perf_counter() - began) * 1000)
     return statistics.median(taken)
+
+
+def arguments(text: str | None, *, runs: int) -> argparse.Namespace:
+    """The options that every benchmark has; `runs` is the default of ``--runs``."""
+    parser = argparse.ArgumentParser(description=(text or "").partition("\n\n")[0])
+    parser.add_argument("--runs", type=int, default=runs, help="how often each thing is measured (default: %(default)s)")
+    parser.add_argument("--report", action="store_true", help="exit 0 even if a goal is missed")
+    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    return parser.parse_args()

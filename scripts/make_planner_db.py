@@ -91,9 +91,8 @@ def once(at: Any, **columns: Any) -> Job:
     return {"schedule_type": "once", "run_at": at} | columns
 
 
-def jobs(endpoint: str) -> dict[str, Job]:
-    """The 27 jobs by id."""
-    url = endpoint.rstrip("/")
+def calls(url: str) -> dict[str, Job]:
+    """The jobs that call the endpoint, by id."""
     return {
         "gen-tasks-01": daily("00:00") | call(f"{url}/generate", payload_json='{"kind": "tasks", "count": 12}',
             droid_name="planner", description="Generates the tasks of the day", timezone="UTC",
@@ -124,6 +123,20 @@ def jobs(endpoint: str) -> dict[str, Job]:
             last_run_at="2025-11-01T12:00:03Z", last_status="completed", description="Its time has passed"),
         "epoch-once": once(1798761600) | call(f"{url}/new-year", droid_name="reminder", created_at=1767600000,
             updated_at=1767600000.5),
+        "paused-scan": daily("05:00") | call(f"{url}/scan", droid_name="scanner", enabled=0,
+            description="Switched off in January"),
+        "paused-crawl": interval(7200) | call(f"{url}/crawl", droid_name="crawler", enabled=0, last_status="failed",
+            last_run_at="1769000000"),
+        "blob-note": daily("10:00") | call(f"{url}/note", droid_name="noter", description=b"\x00\xff raw bytes",
+            last_status=""),
+        "bare-minimum": interval(86400) | call(f"{url}/bare", droid_name="", http_method=None, run_count=None,
+            created_at=None, updated_at=""),
+    }  # fmt: skip
+
+
+def commands() -> dict[str, Job]:
+    """The jobs that run a command line, by id."""
+    return {
         "backup-db": daily("03:10") | run("cp -p ./plan.db ./plan.db.bak && echo done", droid_name="keeper",
             timezone="Europe/Berlin", last_run_at="2026-01-31 02:10:09", last_status="completed", run_count=26),
         "rotate-logs": daily("04:00:00") | run('for f in *.log; do echo "$f"; done', droid_name="keeper",
@@ -135,16 +148,13 @@ def jobs(endpoint: str) -> dict[str, Job]:
         "prune-cache": cron("0 0 * * 0") | run("find ./cache -type f -mtime +30 -print", droid_name="keeper",
             payload_json='{"left":"over"}'),
         "one-off-fix": once("2026-06-30 22:00:00") | run("echo fixed", droid_name="fixer", description=None),
-        "paused-scan": daily("05:00") | call(f"{url}/scan", droid_name="scanner", enabled=0,
-            description="Switched off in January"),
-        "paused-crawl": interval(7200) | call(f"{url}/crawl", droid_name="crawler", enabled=0, last_status="failed",
-            last_run_at="1769000000"),
         "paused-shell": cron("0 12 * * *") | run("echo noon", droid_name="keeper", enabled=0),
-        "blob-note": daily("10:00") | call(f"{url}/note", droid_name="noter", description=b"\x00\xff raw bytes",
-            last_status=""),
-        "bare-minimum": interval(86400) | call(f"{url}/bare", droid_name="", http_method=None, run_count=None,
-            created_at=None, updated_at=""),
     }  # fmt: skip
+
+
+def jobs(endpoint: str) -> dict[str, Job]:
+    """The 27 jobs by id."""
+    return calls(endpoint.rstrip("/")) | commands()
 
 
 EXECUTIONS = [

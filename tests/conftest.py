@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from carolctl import session
 from carolctl.cli import entry
@@ -43,6 +45,9 @@ def store() -> Iterator[Callable[..., Store]]:
         one.close()
 
 
+_get_command = functools.cache(typer.main.get_command)
+
+
 @pytest.fixture
 def inside(
     home: Path, carol: Carol, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -67,4 +72,6 @@ def inside(
         return Result(code=code, out=said.out, err=said.err)
 
     monkeypatch.setattr(session, "open_store", remembered)
+    # Most of the time of a call goes into building forty commands; one process needs to do it only once.
+    monkeypatch.setattr(typer.main, "get_command", _get_command)
     return run

@@ -5,12 +5,19 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sqlite3
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from carolctl.model import Job
+from carolctl.store.db import Store
+from tests.builders import Carol
+from tests.builders import store as open_home
+
+Opener = Callable[..., Store]
+NOW: dict[str, Any] = {"CAROL_NOW": "2026-02-01T00:00:00Z"}
 _SCRIPT = Path(__file__).parents[1] / "scripts" / "make_planner_db.py"
 PLAIN: dict[str, Any] = {
     "droid_name": "droid",
@@ -86,3 +93,39 @@ def digest(path: Path) -> str:
 def ids(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The job ids of a listing."""
     return [job["job_id"] for job in jobs]
+
+
+def migrated(carol: Carol, source: Path, *more: str, code: int = 0, **env: Any) -> Any:
+    """The JSON report of a migration that ends with `code`."""
+    done = carol("migrate-jobs", "--planner-db", str(source), "--json", *more, **(NOW | env))
+    assert done.code == code, done.err
+    return done.json()
+
+
+def refused(carol: Carol, source: Path, *more: str, code: int, **env: Any) -> dict[str, Any]:
+    """The error line of a migration that is refused with `code`."""
+    done = carol("migrate-jobs", "--planner-db", str(source), "--json", *more, **env)
+    assert done.code == code, done.out + done.err
+    assert "Traceback" not in done.err
+    return done.error()
+
+
+def jobs_in(home: Path) -> dict[str, Job]:
+    """The jobs of a data home, by id."""
+    with closing(open_home(home, create=False)) as opened, opened.read() as tx:
+        return {job.job_id: job for job in tx.jobs()}
+
+
+def contents(home: Path) -> list[str]:
+    """The whole content of a job store, as SQL."""
+    with closing(sqlite3.connect(home / "scheduler.db")) as connection:
+        return list(connection.iterdump())
+
+
+@contextmanager
+def locked(path: Path, statement: str) -> Iterator[None]:
+    """Somebody else's transaction on `path`."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute(statement)
+        yield
+        other.execute("ROLLBACK")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated
 
 import typer
 from typer.exceptions import Abort, TyperException
+from typer.exceptions import Exit as TyperExit
 
 from carolctl import __version__
 from carolctl.cli.output import print_lines
@@ -22,15 +24,36 @@ application = typer.Typer(
 )
 
 
+#: The commands by the module that registers them; the order is that of the help.
+COMMANDS = {
+    "timer_commands": ("tick", "reap", "drain", "prune"),
+    "job_commands": ("add-job", "edit-job", "remove-job", "list-jobs", "show-job", "pause", "resume"),
+    "run_commands": (
+        "list-runs",
+        "show-run",
+        "monitor",
+        "logs",
+        "run-job",
+        "cancel-run",
+        "finish-run",
+    ),
+    "config_commands": ("next", "config"),
+    "migration_commands": ("migrate-jobs", "export-legacy"),
+}
+
+
 def run(arguments: list[str]) -> int:
     """Parse `arguments` and run the command; raises `CarolError` for everything that goes wrong."""
     if arguments == ["--version"]:
         print_lines([f"carolctl {__version__}"])
         return Exit.OK
-    register()
-    command = typer.main.get_command(application)
+    command = build(arguments[0] if arguments else "")
     try:
-        result = command.main(args=arguments, prog_name="carolctl", standalone_mode=False)
+        # Not command.main(): that turns Ctrl-C and a closed pipe into exit codes of its own.
+        with command.make_context("carolctl", arguments) as context:
+            result = command.invoke(context)
+    except TyperExit as leave:
+        return leave.exit_code
     except Abort:
         raise KeyboardInterrupt from None
     except TyperException as problem:
@@ -38,10 +61,21 @@ def run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else Exit.OK
 
 
-def register() -> None:
-    """Register all commands: importing a module of commands does it, and the order here is that of the help."""
-    from carolctl.cli import timer_commands  # noqa: F401, I001
-    from carolctl.cli import job_commands, run_commands, config_commands, migration_commands  # noqa: F401, I001
+def build(name: str) -> typer.core.TyperGroup:
+    """The application with the command `name` alone, or with all of them when there is none of that name.
+
+    To build them all takes longer than most commands do.
+    """
+    chosen = [module for module, names in COMMANDS.items() if name in names] or list(COMMANDS)
+    for module in chosen:
+        import_module(f"carolctl.cli.{module}")
+    if len(chosen) == 1:
+        registered = application.registered_commands
+        application.registered_commands = [info for info in registered if info.name == name]
+    group = typer.main.get_group(application)
+    if len(chosen) == 1:
+        application.registered_commands = registered
+    return group
 
 
 @application.callback(invoke_without_command=False)

@@ -17,7 +17,7 @@ from carolctl.store.jobs import DamagedJob
 _INTERNAL = ("legacy", "schedule_compiled")
 _COLUMNS = (
     Column(name="job", least=18, overflow="fold"),
-    Column(name="schedule", least=14),
+    Column(name="schedule", least=16),
     Column(name="next", least=20),
     Column(name="status", least=9),
     Column(name="last", least=9),

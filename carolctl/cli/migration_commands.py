@@ -1,12 +1,14 @@
-"""migrate-jobs and export-legacy: from the legacy planner database, and back."""
+"""migrate-jobs and export-legacy: from the legacy planner database, and back.
+
+Every command of the program imports this module, so the verbs are imported by those who call them.
+"""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,12 +17,12 @@ from carolctl.cli.app import application
 from carolctl.cli.options import Db, DryRun, Json, PlannerDb, help_epilog
 from carolctl.cli.output import note, print_json, print_lines
 from carolctl.errors import BadConfig, UsageError
-from carolctl.export_legacy import Destination, Export, export
-from carolctl.migrate_jobs import Request, migrate, source_of
 from carolctl.notices import warn
 from carolctl.session import Session, actor, open_session
 from carolctl.store.db import open_store
-from carolctl.store.legacy import read_table
+
+if TYPE_CHECKING:
+    from carolctl.export_legacy import Export
 
 Table = Annotated[str, typer.Option("--table", metavar="NAME", help="The legacy job table")]
 Map = Annotated[
@@ -71,6 +73,9 @@ def migrate_jobs(
 
     A job that was changed here or there since an earlier migration is reported and left as it is.
     """
+    from carolctl.migrate_jobs import Request, migrate, source_of
+    from carolctl.store.legacy import read_table
+
     request = Request(
         mapping=_pairs(mapping, "--map"),
         rename=_pairs(rename, "--rename"),
@@ -81,10 +86,7 @@ def migrate_jobs(
     source = source_of(shape, rows, request)
     with _session(db, dry_run=dry_run) as session:
         report = migrate(session, source, request)
-    if as_json:
-        print_json(report.document())
-    else:
-        print_lines(report.lines())
+    print_json(report.document()) if as_json else print_lines(report.lines())
     return report.exit_code
 
 
@@ -107,13 +109,12 @@ def export_legacy(
     as_json: Json = False,
 ) -> int:
     """Write the jobs in the shape of the legacy job table: the way back. Without a destination, as a script."""
+    from carolctl.export_legacy import Destination, export
+
     destination = Destination(output=output, planner_db=planner_db, overwrite=overwrite)
     store = open_session(db).store
     done = export(store, table, destination, deadline_ms=_deadline_ms())
-    if as_json:
-        print_json(done.document())
-    else:
-        _print_export(done)
+    print_json(done.document()) if as_json else _print_export(done)
     return done.exit_code
 
 
@@ -155,6 +156,8 @@ def _deadline_ms() -> int:
 @contextmanager
 def _session(db: str | None, *, dry_run: bool) -> Iterator[Session]:
     """The job store, made if need be; a rehearsal without one takes place in a store of its own."""
+    import tempfile
+
     path = os.path.abspath(db) if db else places.scheduler_db()
     if not dry_run or (os.path.exists(path) and os.path.getsize(path) > 0):
         yield open_session(db, create=not dry_run)

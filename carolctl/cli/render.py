@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 WIDTH_ELSEWHERE = 160
 _GAP = 2
+#: A column is left out when the others could not have this much.
+_COMFORTABLE = 18
 
 Tone = Literal["", "good", "bad", "warn", "dim"]
 _STYLES: dict[Tone, str] = {"": "", "good": "green", "bad": "red", "warn": "yellow", "dim": "dim"}
@@ -67,7 +69,7 @@ def table(title: str | None, columns: Sequence[Column], rows: Iterable[Row]) -> 
             )
     for row in cells:
         grid.add_row(*(cell for cell, width in zip(row, widths, strict=True) if width))
-    _print(grid)
+    _print(grid, _total(widths))
 
 
 def pairs(title: str | None, values: Iterable[tuple[str, object]]) -> None:
@@ -79,7 +81,7 @@ def pairs(title: str | None, values: Iterable[tuple[str, object]]) -> None:
     grid.add_column(width=max(8, available_width() - width - _GAP), overflow="fold")
     for name, value in cells:
         grid.add_row(name, value)
-    _print(grid)
+    _print(grid, 0)
 
 
 def available_width() -> int:
@@ -132,12 +134,11 @@ def _widths(columns: Sequence[Column], cells: Sequence[Sequence[Text]], room: in
         max([len(column.name), *(row[place].cell_len for row in cells)])
         for place, column in enumerate(columns)
     ]
+    for place in sorted(range(len(columns)), key=lambda place: -columns[place].dispensable):
+        wanted = [min(w, max(c.least, _COMFORTABLE)) for w, c in zip(widths, columns, strict=True)]
+        if columns[place].dispensable and _total(wanted) > room:
+            widths[place] = 0
     least = [min(width, column.least) for width, column in zip(widths, columns, strict=True)]
-    for column, place in sorted(
-        ((c, p) for p, c in enumerate(columns)), key=lambda pair: -pair[0].dispensable
-    ):
-        if column.dispensable and _total(least) > room:
-            widths[place] = least[place] = 0
     while _total(widths) > room:
         spare = [width - floor for width, floor in zip(widths, least, strict=True)]
         if not any(spare):
@@ -153,13 +154,14 @@ def _total(widths: Sequence[int]) -> int:
     return sum(shown) + _GAP * (len(shown) - 1)
 
 
-def _print(renderable: Any) -> None:
+def _print(renderable: Any, least: int) -> None:
+    """Print within the width there is; where `least` does not fit, the terminal wraps."""
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
     coloured = terminal and not os.environ.get("NO_COLOR")
     console = Console(
-        width=available_width(),
+        width=max(available_width(), least),
         color_system="auto" if coloured else None,
         force_terminal=terminal,
         legacy_windows=False,

@@ -16,9 +16,8 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 def leaves() -> dict[str, typer.core.TyperCommand]:
     """Every command by the words that call it."""
-    app.register()
     found = {}
-    root = typer.main.get_command(app.application)
+    root = app.build("")
     for name, command in root.commands.items():
         if hasattr(command, "commands"):
             found |= {f"{name} {inner}": leaf for inner, leaf in command.commands.items()}
@@ -46,6 +45,13 @@ def test_a_command_takes_json(words: str) -> None:
 @pytest.mark.parametrize("words", sorted(LEAVES))
 def test_a_command_is_in_the_readme(words: str) -> None:
     assert f"`{words}`" in README
+
+
+def test_the_table_of_commands_names_each_of_them_in_its_module() -> None:
+    named = [name for names in app.COMMANDS.values() for name in names]
+    assert sorted(named) == sorted(app.build("").commands)
+    for name in named:
+        assert list(app.build(name).commands)[:1] == [name]
 
 
 def test_the_readme_has_the_whole_table_of_exit_codes() -> None:

@@ -115,7 +115,6 @@ def test_nothing_else_makes_a_store(inside: Inside, home: Path, command: str) ->
 
 def test_a_taken_id_is_refused_with_a_hint(inside: Inside) -> None:
     assert inside("add-job", "a", "--manual", "--", "true").code == 0
-    again = inside("add-job", "a", "--manual", "--", "false", "--json")
     again = inside("add-job", "a", "--manual", "--json", "--", "false")
     assert again.code == 1
     assert again.error()["error"] == "refused"
@@ -148,7 +147,7 @@ def test_a_literal_secret_is_warned_about_and_never_shown(inside: Inside, store:
         inside("show-job", "a"),
         inside("show-job", "a", "--json"),
     ):
-        assert "[redacted]" in answer.out or answer.out
+        assert "[redacted]" in answer.out
         assert "canary" not in answer.out + answer.err
     assert "canary" not in json.dumps(audit_of(store, home))
     by_reference = inside("edit-job", "a", "--header", "Authorization: Bearer ${env:T}")
@@ -322,7 +321,7 @@ def test_an_edit_without_anything_to_change_is_a_mistake(inside: Inside, home: P
 
 
 def test_the_word_none_takes_a_value_away(inside: Inside, home: Path) -> None:
-    values = {
+    values: dict[str, Any] = {
         "project": "p", "description": "d", "misfire_grace_sec": 5, "max_run_duration_sec": 5, "max_turns": 5,
         "agent_profile": "x", "on_failure": "b", "spread_sec": 60,
     }  # fmt: skip

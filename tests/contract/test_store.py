@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,9 +30,7 @@ def store(request: pytest.FixtureRequest, home: Path) -> Iterator[Store]:
 
 
 def claimant(now: int = T0, *, lease_sec: int = 1200) -> Claimant:
-    return Claimant(
-        now=Millis(now), boottime_ms=5_000, host="here", boot_id="this-boot", lease_sec=lease_sec
-    )
+    return Claimant(now=Millis(now), boottime_ms=5_000, host="here", boot_id="this-boot", lease_sec=lease_sec)
 
 
 def add(store: Store, *jobs: Job) -> None:
@@ -504,8 +503,6 @@ def test_a_run_without_its_job_is_not_claimed(store: Store) -> None:
 
 def tamper(home: Path, statement: str) -> None:
     """Do to the file what a person with another program might."""
-    import sqlite3
-
     foreign = sqlite3.connect(home / "scheduler.db")
     try:
         with foreign:
@@ -933,7 +930,9 @@ def test_metrics_are_pruned_by_their_own_age_attempt_by_attempt(store: Store) ->
         assert tx.recent_durations_ms("a") == [2]
 
 
-@pytest.mark.xfail(strict=True, reason="the key of a pruned row is its run alone, and the attempt is left out")
+@pytest.mark.xfail(
+    strict=True, reason="the key of a pruned row is its run alone, and the attempt is left out"
+)
 def test_a_young_attempt_of_an_old_run_keeps_its_metrics(store: Store) -> None:
     with store.write() as tx:
         tx.record_metrics(metrics(1, attempt=1, duration_ms=1, completed_at=T0))

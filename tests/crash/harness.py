@@ -192,7 +192,10 @@ class Coverage:
 
     def report(self) -> str:
         kills = ", ".join(f"{role} {count}" for role, count in sorted(self.kills.items()))
-        lines = [f"signals: {sum(self.kills.values())} ({kills})", f"crash states reached: {len(self.states)}"]
+        lines = [
+            f"signals: {sum(self.kills.values())} ({kills})",
+            f"crash states reached: {len(self.states)}",
+        ]
         lines += [f"  {count:5d}  {state}" for state, count in self.states.most_common()]
         if self.fired:
             lines.append(f"failpoints fired: {len(self.fired)}: {', '.join(sorted(self.fired))}")
@@ -217,6 +220,8 @@ class World:
         self._program = program
         self._codes: Counter[int] = Counter()
         self._noted: list[Violation] = []
+        #: By run and claim: at how many ticks of a drain it still held its slot past its lease.
+        self._overstays: Counter[tuple[int, int]] = Counter()
         self._ticking: list[subprocess.Popen[bytes]] = []
         self._carol = builders.Carol(self.home)
         opened = builders.store(self.home)
@@ -297,10 +302,11 @@ class World:
     # -- looking
 
     def processes(self) -> list[Process]:
-        for command in self._ticking:
-            # Reaped here, so that what has ended is no zombie of ours.
-            command.poll()
-        return processes_of(self.home)
+        """Everything of ours that lives; what has just been started may not show its environment yet."""
+        # poll() reaps, so that what has ended is no zombie of ours.
+        started = {command.pid for command in self._ticking if command.poll() is None}
+        found = processes_of(self.home)
+        return found + [Process(pid, "tick", "R") for pid in started - {process.pid for process in found}]
 
     def query(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Rows, read without the program."""
@@ -351,9 +357,15 @@ class World:
             time.sleep(0.01)
 
     def wait_idle(self, *, timeout: float = _IDLE_SEC) -> bool:
-        """Wait until no process of ours is left, stopped ones apart; whether that came about."""
+        """Wait until no process of ours is left, stopped ones apart; whether that came about.
+
+        Looked at twice in a row: a process shows no environment in the moment of its exec.
+        """
         until = time.monotonic() + timeout
-        while any(not process.is_stopped for process in self.processes()):
+        quiet = 0
+        while quiet < 2:
+            busy = any(not process.is_stopped for process in self.processes())
+            quiet = 0 if busy else quiet + 1
             if time.monotonic() > until:
                 return False
             time.sleep(0.01)
@@ -368,6 +380,13 @@ class World:
         self.coverage.kills[process.role] += 1
         self.coverage.states[self.state()] += 1
         return True
+
+    def kill_role(self, role: str) -> None:
+        """SIGKILL to each of ours in that role, and none of them left when this returns."""
+        for process in self.processes():
+            if process.role == role:
+                self.kill(process)
+        self.wait_until(lambda: all(process.role != role for process in self.processes()), what=f"no {role}")
 
     def stop(self, process: Process) -> bool:
         """SIGSTOP to one of ours."""
@@ -413,9 +432,9 @@ class World:
             self._collect()
             if self._is_quiet():
                 return count
-            self._note_overstayed()
             self.now = builders.Millis(self.now + TICK_MS)
             self.tick()
+            self._note_overstayed()
         self.note("the world does not come to rest", self.state())
         return _LONGEST_DRAIN
 
@@ -435,11 +454,14 @@ class World:
 
     def _note_overstayed(self) -> None:
         """Claimed or running after its lease and two ticks more."""
-        for run_id, status in self.query(
-            "SELECT run_id, status FROM runs WHERE status IN ('claimed', 'running') AND lease_expires_at < ?",
-            self.now - 2 * TICK_MS,
+        for run_id, claim_no, status in self.query(
+            "SELECT run_id, claim_no, status FROM runs"
+            " WHERE status IN ('claimed', 'running') AND lease_expires_at <= ?",
+            self.now,
         ):
-            self.note("a run outlived its lease and two ticks", f"run {run_id} {status}")
+            self._overstays[run_id, claim_no] += 1
+            if self._overstays[run_id, claim_no] > 2:
+                self.note("a run outlived its lease and two ticks", f"run {run_id} claim {claim_no} {status}")
 
     # -- what must hold
 
@@ -490,7 +512,9 @@ class World:
                 "SELECT run_id, status FROM runs WHERE status IN ('queued', 'claimed', 'running')"
             )
         ]
-        found += [Violation(f"a file is left in spool/{f}", n) for f in ("new", "bad") for n in self.spooled(f)]
+        found += [
+            Violation(f"a file is left in spool/{f}", n) for f in ("new", "bad") for n in self.spooled(f)
+        ]
         found += [Violation("a process is left", str(process)) for process in self.processes()]
         found += [
             Violation("an end without a reason", f"run {run_id}")
@@ -561,7 +585,9 @@ class World:
         for run_id, (status, claim_no, attempt, summary) in rows.items():
             where = f"run {run_id} claim {claim_no} attempt {attempt} {status}: {summary}"
             if begun_runs[run_id] > attempt:
-                found.append(Violation("a run was executed twice", f"{where}, begun {begun_runs[run_id]} times"))
+                found.append(
+                    Violation("a run was executed twice", f"{where}, begun {begun_runs[run_id]} times")
+                )
             if status == "completed" and (run_id, claim_no) not in ended:
                 found.append(Violation("completed, but the work was not done", where))
             if status == "skipped" and begun_runs[run_id]:
@@ -605,7 +631,9 @@ class World:
             "SELECT run_id, claim_no FROM runs JOIN scheduled_jobs USING (job_id)"
             " WHERE action_kind = 'http' AND runs.status = 'completed'"
         )
-        found += [Violation("completed, but never sent", f"run {r} claim {c}") for r, c in http if not sent[r, c]]
+        found += [
+            Violation("completed, but never sent", f"run {r} claim {c}") for r, c in http if not sent[r, c]
+        ]
         return found
 
 

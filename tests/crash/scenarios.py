@@ -19,8 +19,8 @@ from tests.endpoint import Endpoint, Reply
 
 Arm = dict[str, str]
 Action = Literal["kill", "stop"]
-_IMPATIENT = {"CAROL_BUSY_TIMEOUT_MS": "150"}
-_MOST_HITS = 3
+_IMPATIENT = {"CAROL_BUSY_TIMEOUT_MS": "200"}
+_MOST_HITS = 2
 
 
 class Scenario(NamedTuple):
@@ -66,7 +66,7 @@ def _three_commands(world: World, *, waits: bool = False) -> None:
 def _runners(world: World, _endpoint: Endpoint, arm: Arm) -> None:
     _three_commands(world)
     for claim in _claim_without_launching(world, "command"):
-        world.spawn_runner("command", *claim.split(), **arm)
+        world.spawn_runner("command", *claim.split(), **(_IMPATIENT | arm))
 
 
 def _http_runner(world: World, endpoint: Endpoint, arm: Arm) -> None:
@@ -182,7 +182,9 @@ def _world(folder: Path, program: Program) -> Iterator[tuple[World, Endpoint]]:
         world.close()
 
 
-def attempt(aim: Aim, action: Action, folder: Path, program: Program = INSTALLED) -> tuple[World, list[Violation]]:
+def attempt(
+    aim: Aim, action: Action, folder: Path, program: Program = INSTALLED
+) -> tuple[World, list[Violation]]:
     """Kill or stop whoever gets there first, let everything come to rest, and say what does not hold."""
     once = folder / "fired"
     with _world(folder / "world", program) as (world, endpoint):
@@ -195,10 +197,13 @@ def attempt(aim: Aim, action: Action, folder: Path, program: Program = INSTALLED
             _play_zombie(world, once)
         else:
             assert world.wait_idle()
-        assert once.exists(), f"nobody came to {aim}"
-        world.coverage.fired.add(aim.point)
-        world.coverage.kills[f"{action} of {aim.scenario.role} at a failpoint"] += 1
-        world.coverage.states[world.state()] += 1
+        if once.exists():
+            world.coverage.fired.add(aim.point)
+            world.coverage.kills[f"{action} of {aim.scenario.role} at a failpoint"] += 1
+            world.coverage.states[world.state()] += 1
+        else:
+            # How many ends one write takes in depends on the moment: only the first passage is certain.
+            assert aim.hit > 1, f"nobody came to {aim}"
         world.drain()
         found = world.violations(
             slots=hours(aim.scenario.slots),
@@ -211,7 +216,9 @@ def attempt(aim: Aim, action: Action, folder: Path, program: Program = INSTALLED
 def _play_zombie(world: World, once: Path) -> None:
     """Whoever stopped stands still while ticks pass until past every lease; then it goes on."""
     world.wait_until(
-        lambda: once.exists() and any(process.is_stopped for process in world.processes()) or not _busy(world),
+        lambda: (
+            once.exists() and any(process.is_stopped for process in world.processes()) or not _busy(world)
+        ),
         what="somebody to stop",
     )
     world.coverage.states[world.state()] += 1

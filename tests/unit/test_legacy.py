@@ -23,7 +23,7 @@ from carolctl.legacy_cells import (
     to_document,
     typed,
 )
-from carolctl.legacy_columns import TARGETS, layout_of, standard_layout
+from carolctl.legacy_columns import RUN_STATE, TARGETS, layout_of, standard_layout
 from carolctl.model import CommandAction, HttpAction, Job
 from carolctl.store.rows import JOB_COLUMNS, job_from_row, job_to_values
 from tests.builders import DAY, T0, at
@@ -38,9 +38,9 @@ def row(**columns: Cell) -> Row:
     return full | {"job_id": "a", "enabled": 1, "run_count": 0} | PLAIN | columns
 
 
-def imported(now: int = T0, **columns: Cell) -> Job:
+def imported(**columns: Cell) -> Job:
     """The job that `row` becomes, as the store gives it back."""
-    return stored(to_job(row(**columns), LAYOUT, job_id="a", now=now).job)  # type: ignore[arg-type]
+    return stored(to_job(row(**columns), LAYOUT, job_id="a", now=T0).job)
 
 
 def stored(job: Job) -> Job:
@@ -293,7 +293,7 @@ def test_a_mapped_value_that_was_stored_wrongly_does_not_map_back() -> None:
         {"agent_profile": "x"},
         {"status": "paused"},
     ):
-        assert not same(to_source(replace(job, **wrong)), row(**columns)), wrong  # type: ignore[arg-type]
+        assert not same(to_source(replace(job, **wrong)), row(**columns)), wrong
 
 
 def test_a_job_that_was_added_here_fills_the_columns_that_it_speaks_of() -> None:
@@ -338,7 +338,7 @@ def test_a_mapping_that_does_not_fit_is_refused(
 
 def test_the_definition_of_a_row_has_no_traces_of_running_in_it() -> None:
     before = row()
-    running = dict.fromkeys(("last_run_at", "last_status", "next_run_at", "run_count", "updated_at"), "moved")
+    running: Row = dict.fromkeys(RUN_STATE, "moved")
     assert LAYOUT.definition(before) == LAYOUT.definition(before | running)
     assert LAYOUT.definition(before) != LAYOUT.definition(before | {"enabled": 0})
 
@@ -400,7 +400,8 @@ def test_any_row_comes_back_from_its_job_by_type_and_value(cells: Row) -> None:
 @settings(max_examples=300, deadline=None)
 def test_columns_that_nobody_knows_are_kept(cells: Row, extra: Row) -> None:
     whole = cells | extra
-    layout = replace(LAYOUT, columns=LAYOUT.columns | dict.fromkeys(extra))
+    unknown: dict[str, str | None] = dict.fromkeys(extra)
+    layout = replace(LAYOUT, columns=LAYOUT.columns | unknown)
     job = stored(to_job(whole, layout, job_id="a", now=T0).job)
     assert same(to_source(job), whole)
     assert mark_of(job) is not None

@@ -309,7 +309,9 @@ _POISON: dict[str, str] = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="passes the checks of the spool, or breaks them, and then ends the tick")
+@pytest.mark.xfail(
+    strict=True, reason="passes the checks of the spool, or breaks them, and then ends the tick"
+)
 @pytest.mark.parametrize("content", _POISON.values(), ids=_POISON.keys())
 def test_a_file_that_no_transaction_could_take_in_is_set_aside(folder: Path, content: str) -> None:
     put(folder, content)
