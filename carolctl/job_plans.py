@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from carolctl import job_values, policy, schedule
+from carolctl import job_values, policy, timing
 from carolctl.errors import BadSchedule, UsageError
 from carolctl.job_values import Said
 from carolctl.model import Job, Millis, SkipReason, SlotRow
@@ -43,30 +43,9 @@ class Change:
 def times_of(job: Job) -> Schedule | None:
     """The job's schedule; None for one that cannot be read."""
     try:
-        return _parsed(job)
+        return timing.schedule_of(job)
     except BadSchedule:
         return None
-
-
-def _parsed(job: Job) -> Schedule:
-    return schedule.parse(
-        job.schedule_kind,
-        job.schedule_expr,
-        job.timezone,
-        job.dst_rule,
-        anchor_at=job.anchor_at,
-        compiled=job.schedule_compiled,
-    )
-
-
-def spread_ms(job: Job) -> int:
-    """How long after each nominal slot the job wakes up."""
-    return schedule.spread_offset_ms(job.job_id, job.spread_sec)
-
-
-def _wake_up(job: Job, times: Schedule, now: Millis) -> Millis | None:
-    upcoming = times.next_after(now)
-    return None if upcoming is None or job.status == "paused" else Millis(upcoming + spread_ms(job))
 
 
 # -- new -------------------------------------------------------------------------------------------------------
@@ -105,16 +84,11 @@ def _with_columns(job: Job, said: Said, now: Millis) -> Job:
 
 def _anchored(job: Job, now: Millis) -> Job:
     """`job` with its time started afresh from `now`."""
-    fresh = replace(job, anchor_at=now, last_scheduled_for=now, deferred_at=None, schedule_compiled=None)
-    times = _parsed(fresh)
+    fresh = timing.reanchored(replace(job, schedule_compiled=None), now)
+    times = timing.schedule_of(fresh)
     if times.next_after(now) is None and job.schedule_kind != "manual":
         raise BadSchedule(f"{times.expr} has passed: it can never fire", field=job.schedule_kind)
-    return replace(
-        fresh,
-        schedule_expr=times.expr,
-        schedule_compiled=times.compiled,
-        next_fire_at=_wake_up(fresh, times, now),
-    )
+    return replace(fresh, schedule_expr=times.expr, schedule_compiled=times.compiled)
 
 
 # -- edits -----------------------------------------------------------------------------------------------------
@@ -141,7 +115,7 @@ def _differs_in_time(before: Job, after: Job, now: Millis) -> bool:
     """Whether the two fire at different times: the same schedule in another spelling is no change."""
     if all(getattr(before, name) == getattr(after, name) for name in _SCHEDULE_COLUMNS):
         return False
-    spelled = replace(after, schedule_expr=_parsed(after).expr)
+    spelled = replace(after, schedule_expr=timing.schedule_of(after).expr)
     return any(getattr(before, name) != getattr(spelled, name) for name in _SCHEDULE_COLUMNS)
 
 
@@ -181,7 +155,7 @@ def plan_resume(job: Job, *, now: Millis) -> Change | None:
     """The resumption of `job` as a value; None when it is active. Raises `BadSchedule` when it cannot fire."""
     if job.status == "active":
         return None
-    times = _parsed(job)
+    times = timing.schedule_of(job)
     skipped = _elapsed(job, "paused", now)
     after = replace(
         job,
@@ -192,7 +166,7 @@ def plan_resume(job: Job, *, now: Millis) -> Change | None:
         lease_drift_streak=0,
         last_scheduled_for=_watermark(job, skipped),
     )
-    return _change(job, replace(after, next_fire_at=_wake_up(after, times, now)), skipped, now)
+    return _change(job, replace(after, next_fire_at=timing.wake_up(after, times, now)), skipped, now)
 
 
 def _watermark(job: Job, skipped: Sequence[SlotRow]) -> Millis:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from carolctl import claims, finish, launch, places, policy, schedule, spool, sweep
+from carolctl import claims, finish, launch, places, policy, spool, sweep, timing
 from carolctl.config import Settings
 from carolctl.failpoints import failpoint
 from carolctl.lockguard import require_unlocked
@@ -158,7 +158,7 @@ def _plan_firings(
     firings, broken = [], []
     for job in picture.due:
         try:
-            slots = schedule_of(job)
+            slots = timing.schedule_of(job)
         except Exception as problem:  # noqa: BLE001 - a bad row steps aside and never stops the others
             broken.append(DamagedJob(job.job_id, f"schedule: {problem}"))
             continue
@@ -167,7 +167,7 @@ def _plan_firings(
                 job,
                 slots,
                 now=now,
-                offset_ms=schedule.spread_offset_ms(job.job_id, job.spread_sec),
+                offset_ms=timing.spread_ms(job),
                 live=counts.get(job.job_id, policy.LiveScheduled()),
             )
         )
@@ -181,38 +181,10 @@ def _plan_reanchoring(
     pairs, broken = [], []
     for job in ahead:
         try:
-            slots = schedule_of(replace(job, anchor_at=now))
+            pairs.append((job, replace(timing.reanchored(job, now), updated_at=now)))
         except Exception as problem:  # noqa: BLE001 - as above
             broken.append(DamagedJob(job.job_id, f"schedule: {problem}"))
-            continue
-        pairs.append((job, reanchored(job, slots, now)))
     return tuple(pairs), broken
-
-
-def schedule_of(job: Job) -> schedule.Schedule:
-    """The schedule of a job, from its compiled fields where they are current."""
-    return schedule.parse(
-        job.schedule_kind,
-        job.schedule_expr,
-        job.timezone,
-        job.dst_rule,
-        anchor_at=job.anchor_at,
-        compiled=job.schedule_compiled,
-    )
-
-
-def reanchored(job: Job, slots: schedule.Schedule, now: Millis) -> Job:
-    """`job` with its watermark and anchor at `now` and the wake-up that follows."""
-    following = slots.next_after(now)
-    offset = schedule.spread_offset_ms(job.job_id, job.spread_sec)
-    return replace(
-        job,
-        anchor_at=now,
-        last_scheduled_for=now,
-        next_fire_at=None if following is None else Millis(following + offset),
-        deferred_at=None,
-        updated_at=now,
-    )
 
 
 def _tick_gap(now: Millis) -> tuple[Millis, Millis] | None:

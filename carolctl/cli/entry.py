@@ -6,11 +6,12 @@ their ``--help`` and their mistakes included, goes through the typer application
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 from carolctl.cli import output
-from carolctl.errors import CarolError, Exit
+from carolctl.errors import CarolError, DiskFull, Exit, NotPermitted
 
 
 def run(arguments: list[str]) -> int:
@@ -27,6 +28,8 @@ def run(arguments: list[str]) -> int:
         return Exit.INTERRUPTED
     except BrokenPipeError:
         return _reader_went_away()
+    except OSError as trouble:
+        return _report_trouble(trouble, as_json=as_json)
     except Exception as bug:  # noqa: BLE001 - the last line of defence
         return _report_bug(bug, as_json=as_json)
 
@@ -51,6 +54,20 @@ def _reader_went_away() -> int:
     # Python would complain again when it flushes at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + 13
+
+
+def _report_trouble(trouble: OSError, *, as_json: bool) -> int:
+    """What the file system refused outside the database: logs, spool, stamp, our own output."""
+    where = f"{trouble.filename}: " if trouble.filename else ""
+    message = f"{where}{trouble.strerror or trouble}"
+    if trouble.errno in (errno.ENOSPC, errno.EDQUOT):
+        error: CarolError = DiskFull(message, hint="free some space; nothing was half-written")
+    elif trouble.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        error = NotPermitted(message, hint="check the owner and the modes")
+    else:
+        return _report_bug(trouble, as_json=as_json)
+    output.report_error(error, as_json=as_json)
+    return error.code
 
 
 def _report_bug(bug: Exception, *, as_json: bool) -> int:

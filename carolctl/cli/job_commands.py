@@ -215,12 +215,12 @@ def show_job(job_id: JobId, db: Db = None, as_json: Json = False) -> None:
 
 def _upcoming(job: Job, now: Millis) -> list[tuple[Millis, Millis]]:
     """The next slots, each with its wake-up; of a paused job those it would have."""
-    from carolctl import job_plans
+    from carolctl import job_plans, timing
 
     times = job_plans.times_of(job)
     if times is None:
         return []
-    offset = job_plans.spread_ms(job)
+    offset = timing.spread_ms(job)
     slots = islice(times.between(now, _FAR), _UPCOMING)
     return [(slot, Millis(slot + offset)) for slot in slots]
 

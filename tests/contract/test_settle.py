@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -311,13 +310,10 @@ def test_the_last_attempt_counts_as_one_failure_and_calls_the_handler(store: Sto
     run = running(store)
     settle(store, outcome(run, "timeout"))
     assert rows(home, "SELECT count(*) FROM runs") == [(1,)]
-    again = replace(run, claim_no=run.claim_no + 1)
     with store.write() as tx:
-        who = Claimant(
-            now=Millis(T0 + HOUR), boottime_ms=None, host="h", boot_id="b", lease_sec=LEASE_SEC
-        )
+        who = Claimant(now=Millis(T0 + HOUR), boottime_ms=None, host="h", boot_id="b", lease_sec=LEASE_SEC)
         [claimed] = tx.claim(who, cap=9)
-    assert claimed.run.claim_no == again.claim_no
+    assert claimed.run.claim_no == run.claim_no + 1
     settle(store, outcome(claimed.run, "timeout"))
     assert look_up(store).failure_streak == 1
     assert rows(home, "SELECT job_id FROM runs ORDER BY run_id") == [("nightly",), ("mend",)]
@@ -407,7 +403,9 @@ def test_a_run_is_told_under_one_heading(store: Store, home: Path) -> None:
     assert told == [run.run_id]
 
 
-@pytest.mark.xfail(strict=True, reason="what the database refuses is not caught, and takes the others with it")
+@pytest.mark.xfail(
+    strict=True, reason="what the database refuses is not caught, and takes the others with it"
+)
 @pytest.mark.parametrize(
     "columns",
     [{"summary": "\ud83d"}, {"turns": 2**63}, {"completed_at": 2**63}, {"run_id": 2**63}],
@@ -494,15 +492,35 @@ def test_the_finish_file_of_a_run_beats_its_death(store: Store, carol: Carol) ->
 
 
 @pytest.mark.xfail(strict=True, reason="one file that cannot be used ends every tick with 70, for all jobs")
-@pytest.mark.parametrize("content", ["5", '{"kind": "finish", "run_id": 1%s}' % ("0" * 30)])
-def test_a_poisoned_spool_does_not_stop_the_tick(store: Store, carol: Carol, content: str) -> None:
+@pytest.mark.parametrize("run_id", [None, 10**30], ids=["no document", "a run id beyond 64 bits"])
+def test_a_poisoned_spool_does_not_stop_the_tick(store: Store, carol: Carol, run_id: int | None) -> None:
+    add(store, job("late"), job("due"))
+    path = Path(spool.leave(outcome(running(store, "late"))))
+    document = json.loads(path.read_text()) | {"run_id": run_id}
+    path.write_text("5" if run_id is None else json.dumps(document))
+    done = carol("tick", CAROL_NOW="2026-01-01T01:00:00Z")
+    assert done.code == 0
+    with store.read() as tx:
+        assert len(tx.runs(RunFilter(job_id="due"))) == 1
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the end is refused with 70, and the run lives until its lease is over"
+)
+def test_an_agent_whose_summary_is_no_text_still_ends_its_run(store: Store, carol: Carol) -> None:
     add(store, job())
-    path = Path(spool.leave(outcome(running(store))))
-    if content != "5":
-        content = path.read_text().replace('"run_id": 1', f'"run_id": 1{"0" * 30}')
-    path.write_text(content)
-    done = carol("tick", "--json", CAROL_NOW="2026-01-01T01:00:00Z")
-    assert (done.code, done.json()["skipped"] + done.json()["fired"]) == (0, [2])
+    run = running(store)
+    told = ("--claim", "1", "--status", "completed", "--summary", "latin \udce9")
+    assert carol("finish-run", str(run.run_id), *told).code == 0
+    assert look(store, run).status == "completed"
+
+
+@pytest.mark.xfail(strict=True, reason="a value that is no instant ends every command with 70")
+def test_a_pause_until_nobody_knows_when_does_not_end_the_tick_as_a_bug(store: Store, carol: Carol) -> None:
+    add(store, job())
+    with store.write() as tx:
+        tx.set_meta("paused_until", "soon")
+    assert carol("tick", CAROL_NOW="2026-01-01T01:00:00Z").code != 70
 
 
 # -- sweeps: what happens between the look and the write ----
@@ -548,8 +566,6 @@ def test_a_run_whose_process_is_gone_is_lost(store: Store, monkeypatch: pytest.M
     monkeypatch.setenv("CAROL_NOW", "2026-01-01T00:01:00Z")
     add(store, job())
     run = running(store, pid=dead_pid())
-    tamper_start = look(store, run)
-    assert tamper_start.pid_start is None
     assert sweep_after(store, nothing, now=T0 + MINUTE).lost == [run.run_id]
     assert look(store, run).failure_reason == "process_lost"
 
@@ -621,7 +637,10 @@ def test_a_run_that_ends_between_the_look_and_the_write_keeps_its_end(
     assert (swept.lost, look(store, run).status) == ([], "completed")
 
 
-def test_a_claim_that_never_started_is_launched_again_unless_it_starts_meanwhile(store: Store) -> None:
+def test_a_claim_that_never_started_is_launched_again_unless_it_starts_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAROL_NOW", "2026-01-01T00:00:00Z")
     add(store, job("a"), job("b"))
     with store.write() as tx:
         for name in ("a", "b"):
@@ -697,9 +716,7 @@ def test_a_run_that_starts_while_it_is_being_cancelled_is_stopped_first(
 
 
 def by_hand(store: Store, job_id: str = "nightly", *, force: bool = False) -> Run:
-    return run_now.run_now(
-        session(store), job_id, force=force, reason="it must be now", requester="ann"
-    ).run
+    return run_now.run_now(session(store), job_id, force=force, reason="it must be now", requester="ann").run
 
 
 def test_a_manual_run_takes_a_free_slot_at_once(store: Store) -> None:
@@ -814,7 +831,9 @@ def test_a_bad_row_steps_aside_and_never_stops_the_tick_for_the_others(
     assert [entry["command"] for entry in audited(store)] == ["set_aside"]
 
 
-@pytest.mark.parametrize("change", ["last_scheduled_for = -99999999999999999", "anchor_at = -99999999999999999"])
+@pytest.mark.parametrize(
+    "change", ["last_scheduled_for = -99999999999999999", "anchor_at = -99999999999999999"]
+)
 def test_a_row_whose_instants_cannot_be_steps_aside(
     store: Store, home: Path, carol: Carol, change: str
 ) -> None:
@@ -836,12 +855,15 @@ def test_a_watermark_far_ahead_starts_again_from_now(store: Store, carol: Carol)
 
 def test_entries_of_the_audit_log_take_any_document(store: Store) -> None:
     with store.write() as tx:
-        tx.audit(AuditEntry(at=T0, actor="a\ud800".encode(errors="replace").decode(), command="x", after={"a": "\ud83d"}))
+        tx.audit(AuditEntry(at=T0, actor="ann", command="x", after={"a": "\ud83d"}))
     assert json.loads(audited(store)[0]["after"]) == {"a": "\ud83d"}
 
 
 def test_a_tick_is_done_long_before_the_next_one(store: Store, carol: Carol) -> None:
-    add(store, *(job(f"job-{n:03}", cron="* * * * *", last_scheduled_for=T0 - 400 * 24 * HOUR) for n in range(100)))
+    add(
+        store,
+        *(job(f"job-{n:03}", cron="* * * * *", last_scheduled_for=T0 - 400 * 24 * HOUR) for n in range(100)),
+    )
     began = time.monotonic()
     done = tick(carol)
     assert len(done["fired"]) == 100

@@ -1,4 +1,4 @@
-"""The two transactions of the job store: their lock, their wait, their end, and files that are not what they should be."""
+"""The two transactions of a job store: lock, wait and end; and files that are not what they should be."""
 
 from __future__ import annotations
 
@@ -159,9 +159,14 @@ def test_the_time_that_the_lock_was_held_is_told(opened: Store) -> None:
 @pytest.mark.parametrize("trouble", [ValueError("no"), KeyboardInterrupt(), SystemExit(3), MemoryError()])
 def test_whatever_leaves_the_block_rolls_it_back(opened: Store, home: Path, trouble: BaseException) -> None:
     before = dump(home)
-    with pytest.raises(type(trouble)), opened.write() as tx:
-        tx.insert_run("nightly", source="manual", now=T0)
-        raise trouble
+
+    def leave() -> None:
+        with opened.write() as tx:
+            tx.insert_run("nightly", source="manual", now=T0)
+            raise trouble
+
+    with pytest.raises(type(trouble)):
+        leave()
     assert not lockguard.write_is_open()
     assert not opened._connection.in_transaction
     assert dump(home) == before
@@ -188,10 +193,14 @@ def test_a_dry_run_sees_its_own_writes_and_leaves_no_trace(opened: Store, home: 
 
 def test_a_write_inside_a_write_is_refused_and_the_outer_one_rolled_back(opened: Store, home: Path) -> None:
     before = dump(home)
-    with pytest.raises(IOUnderLock), opened.write() as tx:
-        tx.insert_run("nightly", source="manual", now=T0)
-        with opened.write():
-            pytest.fail("this is nested")
+
+    def nest() -> None:
+        with opened.write() as tx:
+            tx.insert_run("nightly", source="manual", now=T0)
+            add_a_run(opened)
+
+    with pytest.raises(IOUnderLock):
+        nest()
     assert dump(home) == before
     assert not lockguard.write_is_open()
 
@@ -227,8 +236,13 @@ def test_the_guard_of_one_thread_says_nothing_about_another(opened: Store) -> No
 
 
 @pytest.mark.parametrize(
-    "opening", [lambda path: open_store(path, deadline_ms=0), lambda path: connect.connect(path, mode="rw", deadline_ms=0)]
-)  # fmt: skip
+    "opening",
+    [
+        lambda path: open_store(path, deadline_ms=0),
+        lambda path: connect.connect(path, mode="rw", deadline_ms=0),
+    ],
+    ids=["store", "database"],
+)
 def test_no_database_is_opened_inside_a_write(
     opened: Store, home: Path, opening: Callable[[str], object]
 ) -> None:

@@ -373,6 +373,11 @@ class World:
 
     # -- violence
 
+    @staticmethod
+    def send(pid: int, number: signal.Signals) -> bool:
+        """A signal to one of ours; whether it was there to get it."""
+        return send(pid, number)
+
     def kill(self, process: Process) -> bool:
         """SIGKILL to one of ours, counted with the state that it leaves behind."""
         if not send(process.pid, signal.SIGKILL):

@@ -242,6 +242,14 @@ def test_what_is_set_aside_twice_keeps_the_newest(folder: Path) -> None:
     assert (folder / "bad" / "finish-1-1.json").read_text() == "two"
 
 
+@pytest.mark.xfail(strict=True, reason="a folder cannot take the place of one that is not empty")
+def test_a_folder_is_set_aside_twice(folder: Path) -> None:
+    for _ in range(2):
+        (folder / "new" / "odd" / "inside").mkdir(parents=True)
+        assert outcomes() == []
+    assert names(folder, "new") == []
+
+
 def test_names_of_any_kind_are_listed(folder: Path) -> None:
     for name in (b"\xff\xfe.json", b"new\nline", b".hidden", b"-rf"):
         with open(os.path.join(os.fsencode(folder / "new"), name), "wb") as file:

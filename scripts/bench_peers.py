@@ -1,0 +1,376 @@
+"""The same work by carolctl, huey and APScheduler, side by side; and what an outsider feels meanwhile.
+
+First, 1,000 due jobs, from the start of a process until the last is recorded. Every dispatch is one POST to an
+endpoint that answers at once, at most 32 at a time. Rows without HTTP show what each does at its own cheapest: the
+peers call an empty function in their own process, carolctl starts a process of its own for every job.
+
+Second, a one-row write to the scheduler's own database, 50 times a second for ten seconds, by a program that is
+not the scheduler, while 27 dispatches wait for endpoints that take five seconds.
+
+What is kept durably: carolctl commits the firing, the claim, the start and the outcome of every run, with
+synchronous=FULL. huey (its SQLite storage with ``fsync=True``, which its documentation gives for durability, and
+results on) stores the task, its way through schedule and queue, and its result. APScheduler (its SQLAlchemy job
+store on SQLite's defaults, which flush) stores the next time of each job, and no outcome.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+JOBS = 1_000
+AT_ONCE = 32
+AGENTS = 27
+ANSWER_SEC = 5.0
+WINDOW_SEC = 10.0
+DEADLINE_SEC = 5.0
+
+# -- the peers: each prepares its due jobs in one process, and works through them in another ------------------
+
+
+def dispatch(url: str) -> int:
+    """One job of a peer: a POST, or nothing."""
+    if url:
+        import requests
+
+        requests.post(url, json={"payload": None}, timeout=60)
+    return 1
+
+
+def huey_prepare(database: str, url: str, count: int) -> None:
+    """`count` tasks in the schedule, due now."""
+    from datetime import datetime
+
+    huey, task = _huey(database)
+    due = datetime.now()  # noqa: DTZ005 - what huey compares with
+    for _ in range(count):
+        huey.add_schedule(task.s(url, eta=due))
+
+
+def huey_work(database: str, _url: str, count: int) -> None:
+    """Its consumer, until every result is stored."""
+    huey, _ = _huey(database)
+    consumer = huey.create_consumer(workers=AT_ONCE, worker_type="thread")
+    consumer.start()
+    while huey.result_count() < count:
+        time.sleep(0.01)
+    os._exit(0)
+
+
+def _huey(database: str):  # noqa: ANN202 - the peers are not typed
+    from huey import SqliteHuey
+
+    huey = SqliteHuey("bench", filename=database, fsync=True)
+    return huey, huey.task(name="dispatch")(dispatch)
+
+
+def apscheduler_prepare(database: str, url: str, count: int) -> None:
+    """`count` hourly jobs, due now."""
+    from datetime import UTC, datetime
+
+    scheduler = _apscheduler(database)
+    scheduler.start(paused=True)
+    for number in range(count):
+        scheduler.add_job(
+            dispatch,
+            "interval",
+            hours=1,
+            args=[url],
+            id=f"job-{number:04}",
+            next_run_time=datetime.now(UTC),
+            misfire_grace_time=None,
+        )
+    scheduler.shutdown()
+
+
+def apscheduler_work(database: str, _url: str, count: int) -> None:
+    """Its scheduler, until every job has run and has its next time."""
+    from datetime import UTC, datetime
+
+    from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED
+
+    ended: list[str] = []
+    scheduler = _apscheduler(database)
+    scheduler.add_listener(lambda event: ended.append(event.job_id), EVENT_JOB_EXECUTED | EVENT_JOB_ERROR)
+    scheduler.start()
+    while len(ended) < count:
+        time.sleep(0.01)
+    while any(job.next_run_time <= datetime.now(UTC) for job in scheduler.get_jobs()):
+        time.sleep(0.01)
+    os._exit(0)
+
+
+def _apscheduler(database: str):  # noqa: ANN202
+    from apscheduler.executors.pool import ThreadPoolExecutor
+    from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+    from apscheduler.schedulers.background import BackgroundScheduler
+
+    return BackgroundScheduler(
+        jobstores={"default": SQLAlchemyJobStore(url=f"sqlite:///{database}")},
+        executors={"default": ThreadPoolExecutor(AT_ONCE)},
+        timezone="UTC",
+    )
+
+
+def incident_prepare(database: str, _url: str, count: int) -> None:
+    """Jobs in a table, as the planner had them."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE jobs (job_id INTEGER PRIMARY KEY, last_run_at REAL)")
+        connection.executemany("INSERT INTO jobs (job_id) VALUES (?)", [(number,) for number in range(count)])
+
+
+def incident_work(database: str, url: str, count: int) -> None:
+    """The way that made this program: one transaction round every dispatch."""
+    with closing(sqlite3.connect(database, isolation_level=None, timeout=60)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for number in range(count):
+            connection.execute("UPDATE jobs SET last_run_at = ? WHERE job_id = ?", (time.time(), number))
+            dispatch(url)
+        connection.execute("COMMIT")
+
+
+PEERS: dict[str, Callable[[str, str, int], None]] = {
+    name: action
+    for name, action in globals().items()
+    if name.endswith(("_prepare", "_work")) and not name.startswith("_")
+}
+
+
+def as_peer(name: str, *arguments: str) -> list[str]:
+    """The argument list that runs one of `PEERS` in a process of its own."""
+    return [sys.executable, __file__, "--peer", name, *arguments]
+
+
+if len(sys.argv) == 6 and sys.argv[1] == "--peer":
+    # Before anything of the benchmark itself is imported: only the peer's own start counts.
+    PEERS[sys.argv[2]](sys.argv[3], sys.argv[4], int(sys.argv[5]))
+    sys.exit()
+
+from bench_scale import store_of  # noqa: E402
+from bench_stats import (  # noqa: E402
+    Goal,
+    Home,
+    arguments,
+    brief,
+    endpoint,
+    machine_line,
+    percentile,
+    print_table,
+    spread,
+    temporary_home,
+    verdict,
+)
+
+# -- 1,000 due jobs ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """A row of the first table: seconds until all was recorded, and what was done."""
+
+    name: str
+    http: bool
+    seconds: list[float]
+
+
+def contests(url: str, runs: int) -> list[Contest]:
+    """Everybody, in turns; what takes long is done once."""
+    taken: dict[str, list[float]] = {}
+    with due_store(("--url", url)) as http, due_store(("--", "true")) as command:
+        for turn in range(runs):
+            taken.setdefault("carolctl, the tick alone: all fired, queued and committed", []).append(tick_only(http))
+            taken.setdefault("carolctl, tick and runners, one POST a job", []).append(carolctl_whole(http))
+            for peer in ("huey", "apscheduler"):
+                taken.setdefault(f"{peer}, one POST a job", []).append(peer_whole(peer, url))
+                taken.setdefault(f"{peer}, an empty function in its process", []).append(peer_whole(peer, ""))
+            if turn == 0:
+                name = "carolctl, tick and runners, a process `true` a job"
+                taken[name] = [carolctl_whole(command)]
+    return [Contest(name, "POST" in name, seconds) for name, seconds in taken.items()]
+
+
+@contextmanager
+def due_store(action: tuple[str, ...]) -> Iterator[Home]:
+    """A store whose jobs are all due."""
+    with store_of(JOBS, due=JOBS, action=action) as home:
+        yield home
+
+
+def tick_only(pattern: Home) -> float:
+    """Seconds of the process of one tick under a cap of 0 slots free: nothing is dispatched."""
+    with temporary_home(SCHEDULE_MAX_CONCURRENT="1") as home:
+        shutil.copy(pattern.database, home.database)
+        began = time.perf_counter()
+        report = home.carolctl("tick")
+        seconds = time.perf_counter() - began
+        assert len(report["fired"]) == JOBS
+        return seconds
+
+
+def carolctl_whole(pattern: Home) -> float:
+    """Seconds from the start of the one tick until the last run is recorded as completed."""
+    with temporary_home(SCHEDULE_MAX_CONCURRENT=str(AT_ONCE)) as home:
+        shutil.copy(pattern.database, home.database)
+        began = time.perf_counter()
+        home.carolctl("tick")
+        with closing(sqlite3.connect(f"file:{home.database}?mode=ro", uri=True, isolation_level=None)) as watcher:
+            while watcher.execute("SELECT count(*) FROM runs WHERE status = 'completed'").fetchone()[0] < JOBS:
+                time.sleep(0.02)
+                if time.perf_counter() - began > 150:
+                    raise RuntimeError("carolctl did not end its runs within 150 s")
+        return time.perf_counter() - began
+
+
+def peer_whole(peer: str, url: str) -> float:
+    """Seconds from the start of the peer's process until it has recorded everything."""
+    with tempfile.TemporaryDirectory(prefix="carolctl-bench-") as folder:
+        database = str(Path(folder) / "peer.db")
+        subprocess.run(as_peer(f"{peer}_prepare", database, url, str(JOBS)), check=True)
+        began = time.perf_counter()
+        subprocess.run(as_peer(f"{peer}_work", database, url, str(JOBS)), check=True, timeout=150)
+        return time.perf_counter() - began
+
+
+# -- outside writes ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Felt:
+    """What an outside writer felt: milliseconds of its writes, the failed ones included."""
+
+    name: str
+    milliseconds: list[float]
+    failed: int
+
+
+def outsiders(url: str) -> list[Felt]:
+    """The outside writer beside an idle database, then beside each scheduler."""
+    felt = []
+    with store_of(AGENTS, due=0, action=("--url", url)) as home:
+        felt.append(write_outside("an idle database", home.database))
+    with store_of(AGENTS, due=AGENTS, action=("--url", url)) as home:
+        home.env["SCHEDULE_MAX_CONCURRENT"] = str(AGENTS)
+        _with_side_table(home.database)
+        home.carolctl("tick")
+        felt.append(write_outside("carolctl", home.database))
+    felt += [_felt_beside(peer, url) for peer in ("huey", "apscheduler", "incident")]
+    return felt
+
+
+def _felt_beside(peer: str, url: str) -> Felt:
+    name = "a lock held across the dispatch" if peer == "incident" else peer
+    with tempfile.TemporaryDirectory(prefix="carolctl-bench-") as folder:
+        database = str(Path(folder) / "peer.db")
+        subprocess.run(as_peer(f"{peer}_prepare", database, url, str(AGENTS)), check=True)
+        _with_side_table(database)
+        worker = subprocess.Popen(as_peer(f"{peer}_work", database, url, str(AGENTS)))
+        try:
+            time.sleep(0.3)
+            return write_outside(name, database)
+        finally:
+            worker.kill()
+            worker.wait()
+
+
+def _with_side_table(database: str) -> None:
+    with closing(sqlite3.connect(database, timeout=DEADLINE_SEC)) as connection, connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS outside (id INTEGER PRIMARY KEY, n INTEGER)")
+        connection.execute("INSERT OR REPLACE INTO outside VALUES (1, 0)")
+
+
+def write_outside(name: str, database: str) -> Felt:
+    """One-row updates for `WINDOW_SEC`, each its own durable transaction with SQLite's own wait for the lock."""
+    _with_side_table(database)
+    milliseconds, failed = [], 0
+    with closing(sqlite3.connect(database, isolation_level=None, timeout=DEADLINE_SEC)) as connection:
+        connection.execute("PRAGMA synchronous = FULL")
+        until = time.perf_counter() + WINDOW_SEC
+        while time.perf_counter() < until:
+            began = time.perf_counter()
+            try:
+                connection.execute("UPDATE outside SET n = n + 1 WHERE id = 1")
+            except sqlite3.OperationalError:
+                failed += 1
+            milliseconds.append((time.perf_counter() - began) * 1000)
+            time.sleep(random.uniform(0.01, 0.03))
+    return Felt(name, milliseconds, failed)
+
+
+# -- the tables --------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    options = arguments(__doc__, runs=3)
+    print(machine_line())
+    print(f"{_version('huey')}, {_version('APScheduler')}, {_version('SQLAlchemy')}\n")
+    with endpoint() as url:
+        held = contests(url(0), options.runs)
+        felt = outsiders(url(ANSWER_SEC))
+    ours = next(contest for contest in held if contest.name.startswith("carolctl") and contest.http)
+    print_table(
+        [f"{JOBS:,} due jobs, at most {AT_ONCE} at once", "s (least-most)", "x carolctl's POSTs"],
+        [
+            [one.name, spread(one.seconds), brief(statistics.median(one.seconds) / statistics.median(ours.seconds))]
+            for one in held
+        ],
+        markdown=options.markdown,
+    )
+    print_table(
+        [f"a one-row write beside {AGENTS} dispatches of {ANSWER_SEC:g} s", "writes", "failed", "ms p50", "p95", "p99", "most"],
+        [
+            [
+                one.name,
+                str(len(one.milliseconds)),
+                str(one.failed),
+                *(brief(percentile(one.milliseconds, share)) for share in (0.5, 0.95, 0.99)),
+                brief(max(one.milliseconds)),
+            ]
+            for one in felt
+        ],
+        markdown=options.markdown,
+    )
+    return verdict(_goals(held, felt), report=options.report)
+
+
+def _goals(held: list[Contest], felt: list[Felt]) -> list[Goal]:
+    seconds = {one.name: statistics.median(one.seconds) for one in held}
+    ours = next(value for name, value in seconds.items() if name.startswith("carolctl") and "POST" in name)
+    beside = {one.name: one for one in felt}
+    idle, outside = beside["an idle database"], beside["carolctl"]
+    return [
+        *(
+            Goal(name=f"{JOBS:,} POSTs beside {peer}", value=ours / seconds[f"{peer}, one POST a job"], most=1.0)
+            for peer in ("huey", "apscheduler")
+        ),
+        Goal(name="outside writes that failed beside carolctl", value=outside.failed, most=0, unit=""),
+        Goal(
+            name="outside write beside carolctl and beside nobody, p50",
+            value=percentile(outside.milliseconds, 0.5) / percentile(idle.milliseconds, 0.5),
+            most=2,
+        ),
+    ]
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    with contextlib.suppress(Exception):
+        return f"{package} {version(package)}"
+    raise SystemExit(f"{package} is missing: pip install APScheduler huey sqlalchemy, for this benchmark only")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
