@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from carolctl.errors import UsageError
 from carolctl.model import Millis
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def now() -> Millis:
@@ -47,7 +49,7 @@ def iso(instant: Millis | int | None) -> str | None:
     """ISO 8601 with ``Z``; milliseconds only where there are any."""
     if instant is None:
         return None
-    moment = datetime.fromtimestamp(instant / 1000, UTC)
+    moment = _EPOCH + timedelta(milliseconds=instant)
     precision = "milliseconds" if instant % 1000 else "seconds"
     return moment.isoformat(timespec=precision).replace("+00:00", "Z")
 
@@ -62,4 +64,4 @@ def parse_iso(text: str, *, field: str) -> Millis:
         ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return Millis(round(moment.timestamp() * 1000))
+    return Millis((moment - _EPOCH + timedelta(microseconds=500)) // timedelta(milliseconds=1))

@@ -216,6 +216,8 @@ class Outcome:
 
     def __post_init__(self) -> None:
         """Raise ValueError when status and failure class do not go together."""
+        if self.status not in ("completed", "failed", "cancelled"):
+            raise ValueError(f"not the end of a run: {self.status!r}")
         if (self.failure_reason in FAILURE_CLASSES) != (self.status == "failed"):
             raise ValueError(f"{self.status} with failure reason {self.failure_reason!r}")
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import cast
 
 from carolctl import places
 from carolctl.errors import BadData
@@ -101,21 +101,45 @@ def _read(path: str) -> bytes:
 
 
 def _outcome(content: bytes) -> Outcome:
-    document: dict[str, Any] = json.loads(content)
-    if document.pop("kind") != "finish":
+    """The outcome in a file. Raises `BadData` for anything that a transaction could not take in."""
+    document = json.loads(content)
+    if not isinstance(document, dict) or document.pop("kind", None) != "finish":
         raise BadData("not a finish file")
-    outcome = Outcome(**document)
-    sound = (
-        all(type(n) is int for n in (outcome.run_id, outcome.claim_no, outcome.completed_at))
-        and outcome.status in ("completed", "failed", "cancelled")
-        and all(
-            n is None or type(n) is int for n in (outcome.turns, outcome.exit_status, outcome.http_status)
-        )
-        and (outcome.summary is None or isinstance(outcome.summary, str))
-    )
-    if not sound:
-        raise BadData("a finish file with values that cannot be")
-    return outcome
+    for name, value in document.items():
+        if name not in _SOUND or not _SOUND[name](value):
+            raise BadData(f"a finish file whose {name} cannot be")
+    return Outcome(**document)
+
+
+def _is_whole(value: object) -> bool:
+    return type(value) is int and abs(value) < 2**62
+
+
+def _is_text(value: object) -> bool:
+    # A lone surrogate is text to JSON and not to SQLite.
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _is_pause(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= cast(float, value) < 1e9
+
+
+def _or_none(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or check(value)
+
+
+_SOUND: dict[str, Callable[[object], bool]] = {
+    "run_id": _is_whole,
+    "claim_no": _is_whole,
+    "status": _is_text,
+    "completed_at": _is_whole,
+    "failure_reason": _or_none(_is_text),
+    "turns": _or_none(_is_whole),
+    "summary": _or_none(_is_text),
+    "exit_status": _or_none(_is_whole),
+    "http_status": _or_none(_is_whole),
+    "retry_after_sec": _or_none(_is_pause),
+}
 
 
 def _folder(name: str) -> str:
