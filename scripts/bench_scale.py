@@ -1,8 +1,9 @@
 """What numbers of jobs, and slow endpoints, do to a tick.
 
 An idle tick over a million jobs beside one over a hundred; the write transaction of a tick that finds 500 of
-10,000 jobs due; and how long a tick of 27 HTTP jobs holds the lock when their endpoints answer at once, and when
-they take five seconds. The program makes each store and its first job; plain SQL multiplies that job.
+10,000 jobs due; the same with a long history of ended runs in the store; and how long a tick of 27 HTTP jobs
+holds the lock when their endpoints answer at once, and when they take five seconds. The program makes each store
+and its first job; plain SQL multiplies that job.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ import carolctl
 FEW, MANY = 100, 1_000_000
 FLEET, DUE = 10_000, 500
 AGENTS = 27
+HISTORY = 100_000
 HOUR_MS = 3_600_000
 
 
@@ -147,6 +149,42 @@ def _real_tick(pattern: Home, **settings: str) -> dict[str, float]:
         return report
 
 
+# -- a long history ----------------------------------------------------------------------------------------
+
+
+def ticks_with_history(runs: int, *, markdown: bool) -> list[Goal]:
+    """The rehearsed tick of 27 due jobs in a new store, and where a quarter of a year of runs has been kept."""
+    with store_of(AGENTS, due=AGENTS) as young, store_of(AGENTS, due=AGENTS) as old:
+        _add_ended_runs(old)
+        homes = {"no runs yet": young, f"{HISTORY:,} ended runs": old}
+        reports: dict[str, list[dict[str, float]]] = {name: [] for name in homes}
+        for _ in range(max(10, runs // 2)):
+            for name, home in homes.items():
+                reports[name].append(home.carolctl("tick", "--dry-run"))
+    rows = [_lock_row(f"{AGENTS} jobs due, {name}", taken) for name, taken in reports.items()]
+    print_table(["tick", "times", "lock ms p50 (least-most)", "whole tick ms p50"], rows, markdown=markdown)
+    without, behind = ([one["write_lock_ms"] for one in taken] for taken in reports.values())
+    return [
+        Goal(
+            name=f"lock beside {HISTORY:,} ended runs and beside none",
+            value=paired_ratio(behind, without),
+            most=1.5,
+        )
+    ]
+
+
+def _add_ended_runs(home: Home) -> None:
+    with closing(sqlite3.connect(home.database)) as connection, connection:
+        connection.execute(
+            """
+            WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < ?)
+            INSERT INTO runs (job_id, source, status, queued_at, completed_at)
+            SELECT printf('job-%07d', 1 + n % ?), 'manual', 'completed', n, n FROM number
+            """,
+            (HISTORY, AGENTS),
+        )
+
+
 # -- slow endpoints ----------------------------------------------------------------------------------------
 
 
@@ -201,6 +239,7 @@ def main() -> int:
     goals = [
         *idle_ticks(options.runs, markdown=options.markdown),
         *write_transactions(options.runs, markdown=options.markdown),
+        *ticks_with_history(options.runs, markdown=options.markdown),
         *dispatching_ticks(options.runs, markdown=options.markdown),
     ]
     return verdict(goals, report=options.report)

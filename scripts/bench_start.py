@@ -7,10 +7,12 @@ run a job.
 
 from __future__ import annotations
 
+import sqlite3
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -57,11 +59,14 @@ def idle_ticks(home: Home) -> list[Command]:
     return [
         home.command(SCRIPT, "tick"),
         home.command("idle tick, console script, --json", "tick", "--json"),
-        *(Command(name=name, argv=[sys.executable, *line, "tick"], env=home.env) for name, line in lines.items()),
+        *(
+            Command(name=name, argv=[sys.executable, *line, "tick"], env=home.env)
+            for name, line in lines.items()
+        ),
     ]
 
 
-def people(home: Home) -> dict[str, float]:
+def people() -> dict[str, float]:
     """The commands of people, and the most that each may take."""
     json = ["list-jobs", "show-job job-03", "list-runs", "monitor", "reap", "config list", "next @hourly"]
     helps = ["--help", "list-jobs --help", "add-job --help", "tick --help"]
@@ -92,7 +97,7 @@ def measure(runs: int) -> dict[str, list[Sample]]:
         bare = Command(name="python -I -c pass", argv=[sys.executable, "-I", "-c", "pass"], env=home.env)
         due = due_home.command(DUE, "tick", "--dry-run")
         samples = meter.in_turns([reference, bare, *idle_ticks(home)], runs)
-        commands = [home.command(line, *line.split()) for line in people(home)]
+        commands = [home.command(line, *line.split()) for line in people()]
         slower = meter.in_turns([reference, due, *commands], max(5, runs // 4), warm_up=1)
     # Two groups, each with a reference of its own rounds: the idle ticks need many more runs than the rest.
     again = slower.pop(REFERENCE)
@@ -102,14 +107,17 @@ def measure(runs: int) -> dict[str, list[Sample]]:
 def make_due(home: Home) -> None:
     """One job whose slot of this minute waits; a dry run leaves it as it is."""
     home.carolctl("add-job", "due", "--cron", "* * * * *", "--", "true")
-    database = home.folder / "scheduler.db"
-    import sqlite3
+    _set_back(home, 60_000)
 
-    with sqlite3.connect(database) as connection:
+
+def _set_back(home: Home, by_ms: int) -> None:
+    """Make every job of the home due, as if `by_ms` had passed."""
+    with closing(sqlite3.connect(home.database)) as connection, connection:
         connection.execute(
-            "UPDATE scheduled_jobs SET next_fire_at = next_fire_at - 60000, last_scheduled_for = next_fire_at - 120000"
+            "UPDATE scheduled_jobs SET anchor_at = anchor_at - ?1, last_scheduled_for = last_scheduled_for - ?1,"
+            " next_fire_at = next_fire_at - ?1",
+            (by_ms,),
         )
-    connection.close()
 
 
 def ratios(samples: dict[str, list[Sample]], name: str) -> tuple[float, float, float]:
@@ -145,11 +153,19 @@ def print_samples(samples: dict[str, list[Sample]], *, markdown: bool) -> None:
                 f"{rss:.2f}",
             ]
         )
-    header = ["command", "wall ms (least-most)", "CPU ms (least-most)", "peak MiB", "x wall", "x CPU", "x MiB"]
+    header = [
+        "command",
+        "wall ms (least-most)",
+        "CPU ms (least-most)",
+        "peak MiB",
+        "x wall",
+        "x CPU",
+        "x MiB",
+    ]
     print_table(header, rows, markdown=markdown)
 
 
-def goals(samples: dict[str, list[Sample]], home: dict[str, float]) -> list[Goal]:
+def goals(samples: dict[str, list[Sample]]) -> list[Goal]:
     """What a tick and a command may cost."""
     script, unit = ratios(samples, SCRIPT), ratios(samples, UNIT)
     found = [
@@ -159,8 +175,9 @@ def goals(samples: dict[str, list[Sample]], home: dict[str, float]) -> list[Goal
         Goal(name="idle tick by the unit's line, CPU", value=unit[1], most=1.0),
         Goal(name="idle tick by the unit's line, memory", value=unit[2], most=1.1),
     ]
-    # CPU too would say the same: these commands wait for nothing.
-    return found + [Goal(name=name, value=ratios(samples, name)[0], most=most) for name, most in home.items()]
+    return found + [
+        Goal(name=name, value=ratios(samples, name)[0], most=most) for name, most in people().items()
+    ]
 
 
 def runner_memory(markdown: bool) -> None:
@@ -175,7 +192,7 @@ def runner_memory(markdown: bool) -> None:
         home.carolctl("run-job", "http-00")
         rows.append(["runner of one HTTP run", *_memory_of(home, "http-00")])
         _wait_until_idle(home)
-        _wake_all(home)
+        _set_back(home, 3_600_000)
         home.carolctl("tick")
         rows.append(["runner of 32 HTTP runs, all waiting", *_memory_of(home, "http-31")])
         _wait_until_idle(home)
@@ -193,17 +210,6 @@ def _memory_of(home: Home, job: str) -> list[str]:
     raise RuntimeError(f"{job} did not start")
 
 
-def _wake_all(home: Home) -> None:
-    import sqlite3
-
-    with sqlite3.connect(home.database) as connection:
-        connection.execute(
-            "UPDATE scheduled_jobs SET anchor_at = anchor_at - 3600000, last_scheduled_for = last_scheduled_for - 3600000,"
-            " next_fire_at = next_fire_at - 3600000 WHERE schedule_kind = 'every'"
-        )
-    connection.close()
-
-
 def _wait_until_idle(home: Home) -> None:
     for _ in range(200):
         if not home.carolctl("monitor"):
@@ -216,12 +222,10 @@ def main() -> int:
     options = arguments(__doc__, runs=40)
     print(machine_line())
     print(f"carolctl {carolctl.__version__}; an installed copy starts faster than an editable one\n")
-    with temporary_home() as home:
-        wanted = people(home)
     samples = measure(options.runs)
     print_samples(samples, markdown=options.markdown)
     runner_memory(options.markdown)
-    return verdict(goals(samples, wanted), report=options.report)
+    return verdict(goals(samples), report=options.report)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,10 @@ class Meter:
 
     def __enter__(self) -> Meter:
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _METER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-I", "-S", "-c", _METER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         return self
 
@@ -118,7 +121,12 @@ class Meter:
 
 def _complaint(command: Command) -> str:
     done = subprocess.run(
-        command.argv, env=dict(command.env), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        command.argv,
+        env=dict(command.env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return f"a second time exit {done.returncode}, {(done.stderr or done.stdout).strip()[-400:]}"
 
@@ -231,7 +239,9 @@ asyncio.run(main())
 @contextmanager
 def endpoint() -> Iterator[Callable[[float], str]]:
     """An HTTP endpoint on the loopback; yields a function from seconds of delay to the URL that has it."""
-    server = subprocess.Popen([sys.executable, "-I", "-S", "-c", _ENDPOINT], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _ENDPOINT], stdout=subprocess.PIPE, text=True
+    )
     assert server.stdout is not None
     try:
         port = int(server.stdout.readline())
@@ -350,7 +360,9 @@ def _fsync_ms(times: int = 20) -> float:
 def arguments(text: str | None, *, runs: int) -> argparse.Namespace:
     """The options that every benchmark has; `runs` is the default of ``--runs``."""
     parser = argparse.ArgumentParser(description=(text or "").partition("\n\n")[0])
-    parser.add_argument("--runs", type=int, default=runs, help="how often each thing is measured (default: %(default)s)")
+    parser.add_argument(
+        "--runs", type=int, default=runs, help="how often each thing is measured (default: %(default)s)"
+    )
     parser.add_argument("--report", action="store_true", help="exit 0 even if a goal is missed")
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
     return parser.parse_args()

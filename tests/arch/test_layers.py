@@ -251,7 +251,7 @@ def test_values_reach_a_statement_as_parameters_and_only_names_as_text(module: M
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.JoinedStr):
             continue
-        fixed = "".join(part.value for part in node.values if isinstance(part, ast.Constant))
+        fixed = "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
         holes = [part.value for part in node.values if isinstance(part, ast.FormattedValue)]
         if re.search(r"\b(SELECT|INSERT|UPDATE|DELETE|PRAGMA|WHERE|VALUES|CREATE TABLE)\b", fixed):
             suspects += [(node.lineno, ast.unparse(hole)) for hole in holes if not _is_a_name(hole, built)]

@@ -159,9 +159,7 @@ def test_a_bad_id_is_refused_by_the_store_itself(store: Store, job_id: str) -> N
     [("status", "asleep"), ("overlap", "maybe"), ("max_attempts", 0), ("max_turns", 0), ("spread_sec", -1),
      ("schedule_kind", "lunar"), ("dst_rule", "twice"), ("catch_up", "some"), ("priority", "high")],
 )  # fmt: skip
-def test_a_value_that_cannot_be_is_refused_by_the_store_itself(
-    store: Store, column: str, value: object
-) -> None:
+def test_a_value_that_cannot_be_is_refused_by_the_store_itself(store: Store, column: str, value: Any) -> None:
     with pytest.raises(Exception, match=r"CHECK|INTEGER"), store.write() as tx:
         tx.insert_jobs([replace(job(), **{column: value})])
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -532,7 +533,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-def one_line(home: Path, carol: Carol, command: str, **env: str) -> tuple[int, str]:
+def one_line(home: Path, carol: Carol, command: str, **env: Any) -> tuple[int, str]:
     """The exit code and the one line of complaint of a command that must fail, in text and as JSON alike."""
     done, as_json = carol(command, **env), carol(command, "--json", **env)
     assert (done.out, as_json.out) == ("", "")
@@ -622,8 +623,8 @@ def due(home: Path, carol: Carol) -> Iterator[Carol]:
     home.chmod(0o700)
 
 
-def ticked(carol: Carol, **env: str) -> Result:
-    return carol("tick", "--json", CAROL_NOW="2026-01-01T01:00:00Z", **env)
+def ticked(carol: Carol) -> Result:
+    return carol("tick", "--json", CAROL_NOW="2026-01-01T01:00:00Z")
 
 
 def refused(carol: Carol) -> str:

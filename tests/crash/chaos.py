@@ -1,17 +1,20 @@
 """Processes killed at random moments: a world of mixed jobs, round after round, and a hand that strikes blindly.
 
 A round is one due slot of every job. While two ticks and their runs are at work, a process of ours is chosen (a role
-first, then one of that role) and killed, or stopped for a while; meanwhile the clock moves and more ticks start.
-Then the world comes to rest, and everything must hold.
+first, then one of that role) and killed, or stopped for a while; meanwhile the clock moves, more ticks start, and
+now and then a foreign writer holds the lock for longer than anybody here waits. Then the world comes to rest, and
+everything must hold.
 """
 
 from __future__ import annotations
 
 import random
 import signal
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +28,8 @@ ROUNDS = 3
 KILLS_A_ROUND = 7
 _LONGEST_PAUSE_SEC = 0.12
 _STOP_SHARE = 0.2
+_LOCK_SHARE = 0.04
+_IMPATIENT = {"CAROL_BUSY_TIMEOUT_MS": "250"}
 _IDLE_TRIES = 6
 
 
@@ -96,21 +101,38 @@ def _populate(world: World, endpoint: Endpoint) -> None:
 def _one_round(world: World, chance: random.Random) -> None:
     killed = idle = 0
     for _ in range(2):
-        world.spawn("tick", "--json")
+        world.spawn("tick", "--json", **_IMPATIENT)
     while killed < KILLS_A_ROUND and idle < _IDLE_TRIES:
         time.sleep(chance.uniform(0, _LONGEST_PAUSE_SEC))
         anybody, victim = _choose(world, chance)
         if not anybody:
-            # The next tick, and sometimes so late that claims are launched again.
             idle += 1
-            world.now = Millis(world.now + chance.choice((1_000, 30_000, TICK_MS)))
-            for _ in range(chance.choice((1, 1, 2))):
-                world.spawn("tick", "--json")
+            _next_tick(world, chance)
+        elif chance.random() < _LOCK_SHARE:
+            _lock_for(world, chance.uniform(0, 0.6))
         elif victim is not None and chance.random() < _STOP_SHARE:
             if world.stop(victim):
                 _go_on_after(victim.pid, chance.uniform(0, 0.5))
         elif victim is not None:
             killed += world.kill(victim)
+
+
+def _next_tick(world: World, chance: random.Random) -> None:
+    """The timer strikes, sometimes so late that claims are launched again; somebody may sweep or drain by hand."""
+    world.now = Millis(world.now + chance.choice((1_000, 30_000, TICK_MS)))
+    for _ in range(chance.choice((1, 1, 2))):
+        world.spawn(chance.choice(("tick", "tick", "tick", "reap", "drain")), "--json", **_IMPATIENT)
+
+
+def _lock_for(world: World, seconds: float) -> None:
+    """A foreign writer, in a thread of its own, while the killing goes on."""
+
+    def hold() -> None:
+        # A process that stands still may hold the lock already: then it does what was wanted here.
+        with suppress(sqlite3.OperationalError), world.locked(patience_sec=0.5):
+            time.sleep(seconds)
+
+    threading.Thread(target=hold, daemon=True).start()
 
 
 def _choose(world: World, chance: random.Random) -> tuple[bool, Process | None]:

@@ -169,7 +169,7 @@ class Violation(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A line that a command wrote: it began or it ended."""
+    """A line that a command wrote: it began or it ended; when is 0 if its clock was killed before it could say."""
 
     kind: str
     run_id: int
@@ -319,9 +319,9 @@ class World:
             connection.execute(statement, parameters)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, patience_sec: float = 10) -> Iterator[None]:
         """A foreign writer holds the write lock."""
-        with closing(sqlite3.connect(self.db, timeout=10, isolation_level=None)) as connection:
+        with closing(sqlite3.connect(self.db, timeout=patience_sec, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield
             connection.execute("ROLLBACK")
@@ -332,8 +332,8 @@ class World:
     def marks(self) -> list[Mark]:
         found = []
         for line in self.effects.read_text("ascii").splitlines():
-            kind, run_id, claim_no, at_ns = line.split()
-            found.append(Mark(kind, int(run_id), int(claim_no), int(at_ns)))
+            kind, run_id, claim_no, *at_ns = line.split()
+            found.append(Mark(kind, int(run_id), int(claim_no), int(at_ns[0]) if at_ns else 0))
         return found
 
     def spooled(self, folder: str = "new") -> list[str]:
@@ -454,8 +454,10 @@ class World:
                 self._ticking.remove(command)
 
     def _is_quiet(self) -> bool:
+        """Nothing lives, nothing is due, nothing waits in the spool."""
         live = self.query("SELECT 1 FROM runs WHERE status IN ('queued', 'claimed', 'running') LIMIT 1")
-        return not live and not self.spooled()
+        due = self.query("SELECT 1 FROM scheduled_jobs WHERE status = 'active' AND next_fire_at <= ?", self.now)
+        return not live and not due and not self.spooled()
 
     def _note_overstayed(self) -> None:
         """Claimed or running after its lease and two ticks more."""
@@ -603,9 +605,10 @@ class World:
 
     def _concurrency(self) -> list[Violation]:
         """Commands that really ran side by side; of those that were killed the end is not known."""
-        began = {(m.run_id, m.claim_no): m.at_ns for m in self.marks() if m.kind == "begin"}
+        timed = [mark for mark in self.marks() if mark.at_ns]
+        began = {(m.run_id, m.claim_no): m.at_ns for m in timed if m.kind == "begin"}
         steps = []
-        for mark in self.marks():
+        for mark in timed:
             if mark.kind == "end" and (mark.run_id, mark.claim_no) in began:
                 steps += [(began[mark.run_id, mark.claim_no], 1), (mark.at_ns, -1)]
         running = most = 0

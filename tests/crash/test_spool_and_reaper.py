@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import signal
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -100,44 +97,42 @@ def test_a_tick_under_a_global_pause_takes_the_spool_in_and_fires_nothing(world:
     assert world.spooled() == []
 
 
+#: Writes and dies, so that its log is left; then stands in the way as a process does that was stopped in the
+#: midst of SQLite's recovery: a blank index, and the locks for writing, checkpoint and recovery at its bytes 120 to 122.
+_STANDS_STILL_IN_RECOVERY = """
+import fcntl, os, signal, sqlite3, sys
+if os.fork() == 0:
+    sqlite3.connect(sys.argv[1], isolation_level=None).execute("INSERT INTO meta VALUES ('a', 'b')")
+    os._exit(0)
+os.wait()
+with open(sys.argv[1] + "-shm", "r+b") as index:
+    fcntl.lockf(index, fcntl.LOCK_EX, 3, 120)
+    index.write(bytes(136))
+    index.flush()
+    print("ready", flush=True)
+    signal.pause()
+"""
+
+
 @pytest.mark.slow
 def test_a_store_whose_recovery_stands_still_is_busy_and_no_bug(world: World) -> None:
     world.add(job("careful", argv=world.work()))
-    with _recovery_that_stands_still(world):
-        done = world.spawn("tick", "--json", CAROL_BUSY_TIMEOUT_MS="300")
-        _, err = done.communicate(timeout=60)
-    assert done.returncode == 75, err
+    script = [sys.executable, "-c", _STANDS_STILL_IN_RECOVERY, str(world.db)]
+    with subprocess.Popen(script, stdout=subprocess.PIPE) as sleeper:
+        assert sleeper.stdout is not None
+        sleeper.stdout.readline()
+        done = subprocess.run(
+            [sys.executable, "-I", "-m", "carolctl", "tick"],
+            env=world.environment(CAROL_BUSY_TIMEOUT_MS="300"),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        sleeper.kill()
+    assert done.returncode == 75, done.stderr
+    _tick(world)
     world.drain()
     assert world.violations(slots=hours(1), undisturbed=True) == []
-
-
-@contextmanager
-def _recovery_that_stands_still(world: World) -> Iterator[None]:
-    """What a process leaves that was stopped in the midst of SQLite's recovery: a blank index and its locks.
-
-    The locks are bytes of the shared-memory file: write at 120, checkpoint at 121, recovery at 122.
-    """
-    holder = sqlite3.connect(world.db, isolation_level=None)
-    holder.execute("INSERT INTO meta VALUES ('written', 'to have a log')")
-    ready, done = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with open(f"{world.db}-shm", "r+b") as index:
-            fcntl.lockf(index, fcntl.LOCK_EX, 3, 120)
-            index.write(bytes(136))
-            index.flush()
-            os.write(done, b"1")
-            signal.pause()
-        os._exit(0)
-    try:
-        os.read(ready, 1)
-        yield
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(ready)
-        os.close(done)
-        holder.close()
 
 
 # -- leases and stops ------------------------------------------------------------------------------------------

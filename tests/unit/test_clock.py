@@ -6,7 +6,7 @@ import os
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from carolctl import clock
@@ -16,6 +16,9 @@ from tests.builders import T0
 
 Y2200 = 7_258_118_400_000
 Y9999 = 253_402_300_799_999
+
+#: No example is timed: a machine that is busy with something else is no counterexample.
+calmly = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +110,7 @@ def test_what_is_no_instant_is_a_usage_error_that_names_the_field(text: str) -> 
         (T0 + 7, "2026-01-01T00:00:00.007Z"),
         (0, "1970-01-01T00:00:00Z"),
         (-1, "1969-12-31T23:59:59.999Z"),
+        (Y9999, "9999-12-31T23:59:59.999Z"),
     ],
 )
 def test_an_instant_is_written_with_z_and_milliseconds_only_where_there_are_any(
@@ -115,6 +119,7 @@ def test_an_instant_is_written_with_z_and_milliseconds_only_where_there_are_any(
     assert clock.iso(instant) == text
 
 
+@calmly
 @given(st.integers(0, Y2200))
 def test_an_instant_survives_its_text(instant: int) -> None:
     text = clock.iso(instant)
@@ -123,7 +128,7 @@ def test_an_instant_survives_its_text(instant: int) -> None:
     assert clock.parse_iso(text, field="at") == Millis(instant)
 
 
-@pytest.mark.xfail(strict=True, reason="floats are cut, not rounded: a millisecond is lost from 2243 on")
+@calmly
 @given(st.integers(Y2200, Y9999))
 def test_an_instant_of_a_far_year_survives_its_text(instant: int) -> None:
     assert clock.parse_iso(clock.iso(instant) or "", field="at") == instant

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from carolctl import config
@@ -13,6 +13,9 @@ from carolctl.errors import Exit, UsageError
 
 CAP = "schedule.max_concurrent"
 CAP_VARIABLE = "SCHEDULE_MAX_CONCURRENT"
+
+#: No example is timed: a machine that is busy with something else is no counterexample.
+calmly = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Warnings(list[str]):
@@ -48,6 +51,7 @@ def test_a_number_below_the_least_is_refused_with_the_least() -> None:
         config.whole_number("0", least=1)
 
 
+@calmly
 @given(st.text(max_size=20))
 def test_whatever_is_taken_for_a_number_reads_as_its_digits(text: str) -> None:
     try:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from carolctl import policy, schedule
@@ -18,6 +18,9 @@ from tests.builders import DAY, HOUR, MINUTE, T0, job
 
 SECOND = 1000
 IDLE = LiveScheduled()
+
+#: No example is timed: a machine that is busy with something else is no counterexample.
+calmly = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Slots:
@@ -50,7 +53,7 @@ def minutely(minutes: int) -> Slots:
 
 def plan(
     a_job: Job, slots: Any, now: int, *, offset_ms: int = 0, live: LiveScheduled = IDLE
-) -> tuple[list[tuple[int, int, int, str | None]], Firing]:
+) -> tuple[list[tuple[int, int, int, Any]], Firing]:
     """The rows as (slots_from, scheduled_for, coalesced, skip_reason), in milliseconds after T0; the firing."""
     firing = policy.plan_firing(a_job, slots, now=Millis(now), offset_ms=offset_ms, live=live)
     rows = [(r.slots_from - T0, r.scheduled_for - T0, r.coalesced, r.skip_reason) for r in firing.rows]
@@ -298,6 +301,7 @@ def situations(draw: st.DrawFn) -> tuple[Job, Slots, int, int, LiveScheduled]:
     return a_job, slots, now, draw(st.integers(0, 3600)) * SECOND, live
 
 
+@calmly
 @given(situations())
 def test_every_due_slot_has_exactly_one_row(situation: tuple[Job, Slots, int, int, LiveScheduled]) -> None:
     a_job, slots, now, offset, live = situation
@@ -310,6 +314,7 @@ def test_every_due_slot_has_exactly_one_row(situation: tuple[Job, Slots, int, in
     ]
 
 
+@calmly
 @given(situations())
 def test_the_watermark_is_the_last_due_slot_and_the_wake_up_the_first_that_is_not(
     situation: tuple[Job, Slots, int, int, LiveScheduled],
@@ -322,6 +327,7 @@ def test_the_watermark_is_the_last_due_slot_and_the_wake_up_the_first_that_is_no
     assert firing.next_fire_at == (None if upcoming is None else upcoming + offset)
 
 
+@calmly
 @given(situations())
 def test_a_second_tick_at_the_same_instant_finds_nothing_left(
     situation: tuple[Job, Slots, int, int, LiveScheduled],
@@ -332,6 +338,7 @@ def test_a_second_tick_at_the_same_instant_finds_nothing_left(
     assert plan(again, slots, now, offset_ms=offset, live=live)[0] == []
 
 
+@calmly
 @given(situations(), st.integers(0, 4 * 3600))
 def test_two_ticks_leave_the_same_slots_as_one(
     situation: tuple[Job, Slots, int, int, LiveScheduled], earlier_sec: int
@@ -348,6 +355,7 @@ def test_two_ticks_leave_the_same_slots_as_one(
     assert covered == slots.within(a_job.last_scheduled_for, now - offset)
 
 
+@calmly
 @given(situations())
 def test_the_overlap_rule_bounds_what_is_queued(
     situation: tuple[Job, Slots, int, int, LiveScheduled],
@@ -363,6 +371,7 @@ def test_the_overlap_rule_bounds_what_is_queued(
     assert queued <= room[a_job.overlap]
 
 
+@calmly
 @given(
     st.sampled_from(["*/7 * * * *", "0 3 * * *", "30 2 * * *"]),
     st.sampled_from(["UTC", "Europe/Berlin", "Australia/Lord_Howe"]),
@@ -439,6 +448,7 @@ def test_what_is_ended(a_run: Run, liveness: str, after_ms: int, is_http: bool, 
     assert verdict.failure_reason == reason
 
 
+@calmly
 @given(
     st.sampled_from(["claimed", "running"]),
     st.sampled_from(["alive", "dead", "unknown"]),
@@ -588,6 +598,7 @@ def test_no_retry_reaches_the_next_slot(wait_ms: int) -> None:
     assert policy.retry_at(run(), replace(a_job, next_fire_at=None), said) == at
 
 
+@calmly
 @given(st.integers(1, 2**40), st.integers(1, 99))
 def test_the_pause_before_a_retry_grows_to_an_hour_and_is_the_same_when_asked_again(
     run_id: int, attempt: int
@@ -643,6 +654,7 @@ def test_a_success_after_two_failures_starts_the_count_again() -> None:
     assert reason is None
 
 
+@calmly
 @given(st.lists(st.sampled_from([None, "cancelled", *FAILURE_CLASSES]), max_size=30))
 def test_streaks_are_what_counting_backwards_gives(ends: list[str | None]) -> None:
     a_job = job()
