@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from carolctl import clock, config, launch, sweep
 from carolctl.errors import Refused
@@ -23,19 +23,29 @@ def cancel_runs(store: Store, runs: Sequence[Run], *, now: Millis) -> tuple[list
     with store.read() as snapshot:
         settings = config.resolve(snapshot.settings_table(), os.environ, warn)
         live = snapshot.live_runs()
-    liveness = launch.probe(runs, host=clock.hostname(), boot_id=clock.boot_id())
-    owned = [run for run in runs if run.status == "running" and liveness[run.run_id] == "alive"]
-    # Not started yet, or no owner on this host: nothing to stop. A late start or finish finds a stale claim.
-    ownerless = [run for run in runs if run.status in OCCUPYING and run not in owned]
+    probed = launch.probe(runs, host=clock.hostname(), boot_id=clock.boot_id())
+    dead = {(run.run_id, run.pid, run.pid_start) for run in runs if probed[run.run_id] == "dead"}
     with store.write() as tx:
-        ended = [run.run_id for run in runs if tx.cancel_queued(run.run_id, now=now, summary=_SUMMARY)]
+        # Read again: a run that waited may have been claimed, and a claimed one may have started, since.
+        present = tx.runs_by_id([run.run_id for run in runs])
+        owned = [run for run in present if _has_owner(run, dead)]
+        ended = [run.run_id for run in present if tx.cancel_queued(run.run_id, now=now, summary=_SUMMARY)]
+        # Not started yet, or no owner here: nothing to stop. A late start or finish finds a stale claim.
+        ownerless = [run for run in present if run.status in OCCUPYING and run not in owned]
         ended += settle(tx, [_cancelled(run, now) for run in ownerless], now=now, settings=settings).ended
         for run in owned:
             tx.set_stop_reason(run.run_id, run.claim_no, "cancelled", now=now)
-        for run in runs:
-            tx.audit(_entry(run, now, ended=run.run_id in ended))
+        for run in present:
+            if run.status in LIVE:
+                tx.audit(_entry(run, now, ended=run.run_id in ended))
     _ask_owners(owned, live)
     return sorted(ended), [run.run_id for run in owned]
+
+
+def _has_owner(run: Run, dead: Container[tuple[int, int | None, int | None]]) -> bool:
+    """Running under a process or unit that is not known to be dead."""
+    owner = run.pid is not None or run.unit is not None
+    return run.status == "running" and owner and (run.run_id, run.pid, run.pid_start) not in dead
 
 
 def _ask_owners(owned: Sequence[Run], live: Sequence[Run]) -> None:

@@ -46,10 +46,13 @@ def hostname() -> str:
 
 
 def iso(instant: Millis | int | None) -> str | None:
-    """ISO 8601 with ``Z``; milliseconds only where there are any."""
+    """ISO 8601 with ``Z``; milliseconds only where there are any. Beyond the calendar, the bare number."""
     if instant is None:
         return None
-    moment = _EPOCH + timedelta(milliseconds=instant)
+    try:
+        moment = _EPOCH + timedelta(milliseconds=instant)
+    except OverflowError:
+        return f"{instant} ms"
     precision = "milliseconds" if instant % 1000 else "seconds"
     return moment.isoformat(timespec=precision).replace("+00:00", "Z")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from carolctl import clock, config, spool
+from carolctl import clock, config, global_pause, spool
 from carolctl.errors import BadData, DiskFull, NotFound, NotPermitted, StoreBusy
 from carolctl.failpoints import failpoint
 from carolctl.model import Claimed, Millis, Outcome
@@ -17,8 +17,6 @@ from carolctl.settle import Settled, settle
 from carolctl.store.db import Store
 from carolctl.store.runs import Claimant
 from carolctl.store.tx import ReadTx, WriteTx
-
-PAUSED_FOREVER = "forever"
 
 
 def record_outcomes(store: Store, outcomes: Sequence[Outcome], *, now: Millis) -> list[Claimed]:
@@ -77,5 +75,4 @@ def claimant_now(now: Millis, settings: config.Settings) -> Claimant:
 
 def globally_paused(tx: ReadTx, now: Millis) -> bool:
     """Whether ``carolctl pause`` is in force at `now`."""
-    until = tx.meta("paused_until")
-    return until is not None and (until == PAUSED_FOREVER or int(until) > now)
+    return global_pause.in_force(tx.meta(global_pause.KEY), now)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from carolctl import job_plans, job_values
+from carolctl import global_pause, job_plans, job_values
 from carolctl.errors import BadData, NotFound, Refused, StoreBusy
 from carolctl.job_plans import Change
 from carolctl.job_values import JOB_ID, Said
@@ -21,7 +21,7 @@ from carolctl.store.records import AuditEntry
 from carolctl.store.tx import ReadTx, WriteTx
 
 MAX_JOBS = 10_000
-PAUSED_UNTIL, FOREVER = "paused_until", "forever"
+PAUSED_UNTIL, FOREVER = global_pause.KEY, global_pause.FOREVER
 _ATTEMPTS = 10
 _UNREADABLE = (ValueError, KeyError, TypeError)
 
@@ -124,11 +124,7 @@ def _set_global_pause(session: Session, command: str, value: str | None, reason:
         tx.set_meta(PAUSED_UNTIL, value)
         tx.audit(_entry(session, command, None, {PAUSED_UNTIL: before}, {PAUSED_UNTIL: value}, reason))
     # A pause that has run out by itself leaves its word behind: clearing that is no news.
-    return value is not None or _in_force(before, session.now)
-
-
-def _in_force(until: str | None, now: Millis) -> bool:
-    return until is not None and (until == FOREVER or int(until) > now)
+    return value is not None or global_pause.in_force(before, session.now)
 
 
 # -- remove ----------------------------------------------------------------------------------------------------

@@ -195,7 +195,8 @@ class Claimed:
     """A run that holds a slot and is to be launched now, with what the launch needs of its job."""
 
     run: Run
-    action: Action
+    #: None: the job is gone, or its action cannot be understood.
+    action: Action | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,10 +95,12 @@ def plan_firing(job: Job, slots: Slots, *, now: Millis, offset_ms: int, live: Li
     gate = _Gate(job, live)
     rows = _skipped(slots, after, misfired_until, "misfire")
     rows += _caught_up(job, slots, Millis(max(after, misfired_until)), missed_until, gate)
-    rows += [
-        _gated(SlotRow(scheduled_for=slot, slots_from=slot, coalesced=1), gate)
-        for slot in slots.newest(Millis(max(after, missed_until)), until, limit=COALESCED_LIMIT)
-    ]
+    fresh_after = Millis(max(after, missed_until))
+    fresh = slots.newest(fresh_after, until, limit=COALESCED_LIMIT)
+    if len(fresh) == COALESCED_LIMIT:
+        # Put off for so long that they are too many for a row each.
+        rows += _skipped(slots, fresh_after, Millis(fresh[0] - 1), "catch_up_limit")
+    rows += [_gated(SlotRow(scheduled_for=slot, slots_from=slot, coalesced=1), gate) for slot in fresh]
     next_slot = slots.next_after(Millis(max(until, after)))
     return Firing(
         job_id=job.job_id,
@@ -224,13 +226,18 @@ def judge(
         return _judge_claimed(run, elapsed, expired=expired)
     if liveness == "alive":
         return _judge_alive(run, now, expired=expired)
-    if expired:
+    if expired or (run.stop_reason is not None and _is_ownerless(run)):
         return End("lease_expired", "the lease ran out and no owner is alive")
     if liveness == "unknown":
         return Leave()
     if is_http:
         return End("outcome_unknown", "the runner died while the request was under way")
     return End("process_lost", "the process is gone and left no outcome")
+
+
+def _is_ownerless(run: Run) -> bool:
+    """Accepted by the other side: there is nobody here to stop."""
+    return run.pid is None and run.unit is None
 
 
 def _judge_claimed(run: Run, elapsed: int, *, expired: bool) -> Verdict:

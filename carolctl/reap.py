@@ -29,11 +29,11 @@ def reap(session: Session, *, dry_run: bool = False) -> ReapReport:
     if swept.is_empty() and not swept.stops_again:
         return ReapReport()
     if not dry_run:
-        sweep.bury_the_dead(swept, picture.live)
+        sweep.bury_the_dead(swept)
     to_launch: list[Claimed] = []
     asked: list[Run] = []
     with session.store.write(dry_run=dry_run) as tx:
-        settled = settle(tx, swept.outcomes, now=session.now, settings=picture.settings)
+        settled = settle(tx, sweep.outcomes_to_settle(tx, swept), now=session.now, settings=picture.settings)
         changed = sweep.apply(tx, swept, settled, claimant)
         to_launch = [*changed.relaunched, *finish.refill(tx, claimant, picture.settings)]
         asked = changed.stopped

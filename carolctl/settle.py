@@ -9,14 +9,18 @@ whose job cannot be understood any more never stops the others.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from carolctl.config import Settings
 from carolctl.model import Job, Millis, Outcome, Run
 from carolctl.policy import final_outcome, retry_at, streaks_after
 from carolctl.store.records import AuditEntry, FiringMetrics
 from carolctl.store.tx import WriteTx
+
+#: What a damaged row, or a value that the database refuses, raises.
+UNUSABLE = (ValueError, KeyError, TypeError, OverflowError)
 
 _LEASE_DRIFT_SHARE = 0.8
 
@@ -37,40 +41,48 @@ def settle(tx: WriteTx, outcomes: Iterable[Outcome], *, now: Millis, settings: S
     """Record `outcomes` inside the open write transaction `tx`."""
     settled = Settled()
     for outcome in outcomes:
-        run = tx.run(outcome.run_id)
-        if run is None:
-            settled.stale.append(outcome.run_id)
-            continue
         try:
             with tx.savepoint:
-                _settle_one(tx, run, outcome, settled, now=now, settings=settings)
-        except (ValueError, KeyError, TypeError) as problem:
-            settled.damaged.append((run.run_id, f"{type(problem).__name__}: {problem}"))
-            tx.end_run(final_outcome(run, outcome))
+                became = _settle_one(tx, outcome, now=now, settings=settings)
+            getattr(settled, became).append(outcome.run_id)
+        except UNUSABLE as problem:
+            settled.damaged.append((outcome.run_id, f"{type(problem).__name__}: {problem}"))
+            _end_bare(tx, outcome)
     return settled
 
 
 def _settle_one(
-    tx: WriteTx, run: Run, outcome: Outcome, settled: Settled, *, now: Millis, settings: Settings
-) -> None:
+    tx: WriteTx, outcome: Outcome, *, now: Millis, settings: Settings
+) -> Literal["ended", "requeued", "stale"]:
+    run = tx.run(outcome.run_id)
+    if run is None:
+        return "stale"
     outcome = final_outcome(run, outcome)
     job = tx.job(run.job_id)
     again_at = retry_at(run, job, outcome)
     if again_at is not None:
-        if tx.requeue_run(outcome, not_before=again_at):
-            _record_metrics(tx, run, outcome)
-            settled.requeued.append(run.run_id)
-        else:
-            settled.stale.append(run.run_id)
-        return
+        if not tx.requeue_run(outcome, not_before=again_at):
+            return "stale"
+        _record_metrics(tx, run, outcome)
+        return "requeued"
     if not tx.end_run(outcome):
-        settled.stale.append(run.run_id)
-        return
-    settled.ended.append(run.run_id)
+        return "stale"
     _record_metrics(tx, run, outcome)
     if job is not None:
         _update_job(tx, run, job, outcome, now=now, settings=settings)
-        _trigger_handler(tx, run, job, outcome, now=now, settings=settings)
+        # A handler whose row is damaged costs the job that failed nothing of its own.
+        with suppress(*UNUSABLE), tx.savepoint:
+            _trigger_handler(tx, run, job, outcome, now=now, settings=settings)
+    return "ended"
+
+
+def _end_bare(tx: WriteTx, outcome: Outcome) -> None:
+    """The end alone, without what the other side said, so that the slot is free."""
+    with suppress(*UNUSABLE), tx.savepoint:
+        run = tx.run(outcome.run_id)
+        if run is not None:
+            bare = replace(outcome, turns=None, summary=None, exit_status=None, http_status=None)
+            tx.end_run(final_outcome(run, bare))
 
 
 def _record_metrics(tx: WriteTx, run: Run, outcome: Outcome) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import cast
 
@@ -22,6 +24,7 @@ from carolctl.model import Outcome
 
 _MAX_BYTES = 64 * 1024
 _MAX_FILES = 5000
+_END_OF_CALENDAR = 253_402_300_800_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +86,12 @@ def unlink(files: Iterable[SpoolFile]) -> None:
 
 def set_aside(path: str) -> None:
     """Move a file that cannot be used to ``bad``, where a person may look at it."""
-    try:
-        os.rename(path, os.path.join(_folder("bad"), os.path.basename(path)))
-    except FileNotFoundError:
-        return
+    name = os.path.join(_folder("bad"), os.path.basename(path))
+    for target in (name, f"{name}.{time.time_ns()}"):
+        # A folder does not replace one that is there and not empty.
+        with suppress(OSError):
+            os.rename(path, target)
+            return
 
 
 def _read(path: str) -> bytes:
@@ -115,6 +120,10 @@ def _is_whole(value: object) -> bool:
     return type(value) is int and abs(value) < 2**62
 
 
+def _is_instant(value: object) -> bool:
+    return _is_whole(value) and 0 <= cast(int, value) < _END_OF_CALENDAR
+
+
 def _is_text(value: object) -> bool:
     # A lone surrogate is text to JSON and not to SQLite.
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
@@ -132,7 +141,7 @@ _SOUND: dict[str, Callable[[object], bool]] = {
     "run_id": _is_whole,
     "claim_no": _is_whole,
     "status": _is_text,
-    "completed_at": _is_whole,
+    "completed_at": _is_instant,
     "failure_reason": _or_none(_is_text),
     "turns": _or_none(_is_whole),
     "summary": _or_none(_is_text),

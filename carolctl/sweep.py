@@ -26,7 +26,8 @@ class Sweep:
     """What the probes showed, as decisions to apply under the lock and after it."""
 
     spooled: tuple[spool.SpoolFile, ...] = ()
-    ends: tuple[Outcome, ...] = ()
+    #: The runs to end, as they were judged, each with its outcome.
+    ends: tuple[tuple[Run, Outcome], ...] = ()
     stops: tuple[tuple[Run, policy.Stop], ...] = ()
     stops_again: tuple[tuple[Run, policy.StopAgain], ...] = ()
     relaunches: tuple[Run, ...] = ()
@@ -34,14 +35,9 @@ class Sweep:
     occupying: tuple[Run, ...] = ()
 
     @property
-    def outcomes(self) -> list[Outcome]:
-        """What to settle, the spool first: a finish that came home beats the reaper."""
-        return [file.outcome for file in self.spooled] + list(self.ends)
-
-    @property
     def settled_runs(self) -> set[int]:
         """The runs that this sweep ends: no longer live for the plans of the same tick."""
-        return {outcome.run_id for outcome in self.outcomes}
+        return {file.outcome.run_id for file in self.spooled} | {run.run_id for run, _ in self.ends}
 
     def is_empty(self) -> bool:
         """Whether there is nothing to write."""
@@ -87,7 +83,7 @@ def _sorted_out(
 ) -> Sweep:
     return Sweep(
         spooled=spooled,
-        ends=tuple(_end(run, v, claimant) for run, v in verdicts if isinstance(v, policy.End)),
+        ends=tuple((run, _end(run, v, claimant)) for run, v in verdicts if isinstance(v, policy.End)),
         stops=tuple((run, v) for run, v in verdicts if isinstance(v, policy.Stop)),
         stops_again=tuple((run, v) for run, v in verdicts if isinstance(v, policy.StopAgain)),
         relaunches=tuple(run for run, v in verdicts if isinstance(v, policy.Relaunch)),
@@ -106,12 +102,30 @@ def _end(run: Run, verdict: policy.End, claimant: Claimant) -> Outcome:
     )
 
 
-def bury_the_dead(sweep: Sweep, live: Sequence[Run]) -> None:
+def bury_the_dead(sweep: Sweep) -> None:
     """Kill what is left of the sessions of dead owners, before their loss is recorded."""
-    ended = {outcome.run_id for outcome in sweep.ends}
-    dead = [run for run in live if run.run_id in ended and run.status == "running" and run.pid is not None]
+    dead = [run for run, _ in sweep.ends if run.status == "running" and run.pid is not None]
     if dead:
         launch.bury(dead)
+
+
+def outcomes_to_settle(tx: WriteTx, sweep: Sweep) -> list[Outcome]:
+    """The spool first: a finish that came home beats the reaper. Then the ends that still hold.
+
+    What was judged may have moved on since it was looked at, without a new claim number: a claim that started
+    after all, a request that was accepted. Such a run is left to the next sweep.
+    """
+    present = {run.run_id: run for run in tx.runs_by_id([run.run_id for run, _ in sweep.ends])}
+    return [file.outcome for file in sweep.spooled] + [
+        outcome for run, outcome in sweep.ends if _is_as_judged(run, present.get(run.run_id))
+    ]
+
+
+def _is_as_judged(judged: Run, present: Run | None) -> bool:
+    return present is not None and all(
+        getattr(judged, name) == getattr(present, name)
+        for name in ("status", "claim_no", "pid", "pid_start", "unit")
+    )
 
 
 def write_stops(tx: WriteTx, sweep: Sweep, claimant: Claimant) -> list[Run]:
@@ -149,7 +163,7 @@ def apply(tx: WriteTx, sweep: Sweep, settled: Settled, claimant: Claimant) -> Sw
     """The sweep's own writes, after its outcomes were settled in the same transaction."""
     changed = {*settled.ended, *settled.requeued, *(run_id for run_id, _ in settled.damaged)}
     stopped = write_stops(tx, sweep, claimant)
-    ended = [outcome for outcome in sweep.ends if outcome.run_id in changed]
+    ended = [outcome for _, outcome in sweep.ends if outcome.run_id in changed]
     expired = [outcome.run_id for outcome in ended if outcome.failure_reason == "lease_expired"]
     return Swept(
         leases=sorted([*expired, *(run.run_id for run in stopped)]),

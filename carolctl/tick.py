@@ -86,7 +86,7 @@ def tick(session: Session, *, dry_run: bool = False) -> TickReport:
     claimant = finish.claimant_now(session.now, picture.settings)
     swept = sweep.look(picture.live, picture.jobs_of_live, claimant, paused=picture.paused)
     if not dry_run:
-        sweep.bury_the_dead(swept, picture.live)
+        sweep.bury_the_dead(swept)
     plan = make_plan(picture, swept, session.now)
     report = TickReport(paused=picture.paused)
     to_launch: list[Claimed] = []
@@ -211,7 +211,7 @@ def _write(
 ) -> tuple[list[Claimed], list[Run]]:
     """The one transaction: spooled outcomes first, then verdicts, firings, the slot claim, audit."""
     now, settings = claimant.now, picture.settings
-    settled = settle(tx, plan.sweep.outcomes, now=now, settings=settings)
+    settled = settle(tx, sweep.outcomes_to_settle(tx, plan.sweep), now=now, settings=settings)
     swept = sweep.apply(tx, plan.sweep, settled, claimant)
     report.reaped = sorted(swept.leases + swept.lost)
     failpoint("tick-swept")

@@ -381,22 +381,14 @@ def main() -> int:
         ],
         markdown=options.markdown,
     )
-    return verdict(_goals(held, felt), report=options.report)
+    return verdict(_goals(felt), report=options.report)
 
 
-def _goals(held: dict[str, list[float]], felt: list[Felt]) -> list[Goal]:
-    typical = {name: statistics.median(taken) for name, taken in held.items()}
+def _goals(felt: list[Felt]) -> list[Goal]:
+    """The first table is a report: three programs that keep different promises have no common goal."""
     beside = {one.name: one for one in felt}
     idle, outside = beside[IDLE], beside["carolctl"]
     return [
-        *(
-            Goal(
-                name=f"{JOBS:,} POSTs beside {peer}",
-                value=typical[f"carolctl, {POSTS}"] / typical[f"{peer}, {POSTS}"],
-                most=1.0,
-            )
-            for peer in ("huey", "APScheduler")
-        ),
         Goal(name="outside writes that failed beside carolctl", value=outside.failed, most=0, unit=""),
         Goal(
             name="outside write beside carolctl and beside nobody, p50",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from carolctl import clock
+from carolctl import clock, global_pause
 from carolctl.cli.app import application
 from carolctl.cli.job_options import describes_a_job
 from carolctl.cli.options import Db, JobId, Json, help_epilog
@@ -152,7 +152,7 @@ def list_jobs(
     session = open_session(db)
     with session.store.read() as tx:
         jobs, damaged = tx.jobs(), tx.damaged_jobs()
-        paused = _global_pause(session, tx.meta("paused_until"))
+        paused = _global_pause(session, tx.meta(global_pause.KEY))
     chosen = [job for job in jobs if project in (None, job.project) and status in (None, job.status)]
     if as_json:
         _print_listing(chosen, damaged, paused)
@@ -353,11 +353,9 @@ def _warn_of_literal_secrets(job: Job) -> None:
 
 
 def _global_pause(session: Session, until: str | None) -> dict[str, Any] | None:
-    if until is None:
+    if until is None or not global_pause.in_force(until, session.now):
         return None
-    if until == "forever":
-        return {"until": None}
-    return {"until": clock.iso(int(until))} if int(until) > session.now else None
+    return {"until": clock.iso(global_pause.ends_at(until))}
 
 
 def _said_of_pause(paused: dict[str, Any]) -> str:

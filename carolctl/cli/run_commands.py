@@ -299,7 +299,8 @@ def _outcome(
         completed_at=now,
         failure_reason=failure,
         turns=turns,
-        summary=summary[:2000] if summary else None,
+        # An argument need not be UTF-8, and the database takes nothing else.
+        summary=summary.encode(errors="replace").decode()[:2000] if summary else None,
     )
 
 

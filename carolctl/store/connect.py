@@ -124,7 +124,7 @@ def connect(path: str, *, mode: str, deadline_ms: int) -> sqlite3.Connection:
         _refuse_missing(path)
     with explained(path, deadline_ms):
         connection = sqlite3.connect(
-            f"file:{quote(path)}?mode={mode}",
+            f"file:{quote(os.fsencode(path))}?mode={mode}",
             uri=True,
             isolation_level=None,
             timeout=deadline_ms / 1000,

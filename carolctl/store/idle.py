@@ -70,8 +70,9 @@ def _spool_is_empty() -> bool:
 
 def _store_is_quiet(now_ms: int) -> bool:
     try:
+        # No waiting here: whoever holds the database off now is for the whole tick and its deadline.
         connection = sqlite3.connect(
-            f"file:{_quoted(scheduler_db())}?mode=rw", uri=True, isolation_level=None
+            f"file:{_quoted(scheduler_db())}?mode=rw", uri=True, isolation_level=None, timeout=0
         )
         row = connection.execute(
             _QUIET,
@@ -82,7 +83,7 @@ def _store_is_quiet(now_ms: int) -> bool:
                 "ahead": now_ms + WATERMARK_AHEAD_MS,
             },
         ).fetchone()
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeError):
         return False
     return bool(row[0])
 

@@ -57,7 +57,7 @@ _OLD: dict[PruneTable, tuple[str, str]] = {
                 AND kept.status IN ('completed', 'failed') GROUP BY kept.status)
            AND run_id NOT IN (SELECT run_id FROM ledger_outbox)""",
     ),
-    "schedule_firing_metrics": ("run_id", "completed_at < :before"),
+    "schedule_firing_metrics": ("run_id, attempt", "completed_at < :before"),
     "events": ("rowid", "received_at < :before"),
     "audit_log": ("audit_id", "at < :before"),
 }
@@ -168,7 +168,7 @@ class RecordWrites(RecordReads):
         """Delete at most `limit` old rows of `table`; how many went."""
         key, old = _OLD[table]
         cursor = self._connection.execute(
-            f"DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {table} WHERE {old} LIMIT :limit)",  # noqa: S608
+            f"DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {old} LIMIT :limit)",  # noqa: S608
             {"before": before, "limit": limit},
         )
         return cursor.rowcount
@@ -177,6 +177,10 @@ class RecordWrites(RecordReads):
     def savepoint(self) -> _Savepoints:
         """Savepoints inside the transaction: see `settle`."""
         return _Savepoints(self._connection)
+
+
+class RefusedValue(ValueError):
+    """The database does not take a value: a CHECK, a type, a range."""
 
 
 class _Savepoints:
@@ -188,8 +192,10 @@ class _Savepoints:
     def __enter__(self) -> None:
         self._connection.execute("SAVEPOINT one_row")
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if kind is not None and self._connection.in_transaction:
             self._connection.execute("ROLLBACK TO one_row")
         if self._connection.in_transaction:
             self._connection.execute("RELEASE one_row")
+        if isinstance(error, (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError)):
+            raise RefusedValue(str(error)) from error

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from carolctl.model import Claimed, Firing, Millis, Outcome, Run, RunSource, StopReason
+from carolctl.model import Action, Claimed, Firing, Millis, Outcome, Run, RunSource, StopReason
 from carolctl.store.rows import RUN_COLUMNS, action_from_text, column_list, run_from_row, to_json
 
 _COLUMNS = column_list(RUN_COLUMNS, "runs.")
 _SELECT = f"SELECT {_COLUMNS} FROM runs"  # noqa: S608 - names of ours
+_SELECT_BY_ID = f"{_SELECT} WHERE run_id IN (SELECT value FROM json_each(?)) ORDER BY run_id"  # noqa: S608
 
 _CLAIM = f"""
 WITH candidate AS (
@@ -87,6 +88,11 @@ class RunReads:
         """The run of that id."""
         row = self._connection.execute(f"{_SELECT} WHERE run_id = ?", (run_id,)).fetchone()
         return run_from_row(row) if row else None
+
+    def runs_by_id(self, run_ids: Sequence[int]) -> list[Run]:
+        """The runs of those ids, oldest first."""
+        rows = self._connection.execute(_SELECT_BY_ID, (to_json(list(run_ids)),))
+        return [run_from_row(row) for row in rows.fetchall()]
 
     def runs(self, wanted: RunFilter) -> list[Run]:
         """The runs that `wanted` describes, newest first."""
@@ -316,7 +322,7 @@ def _outcome_parameters(outcome: Outcome) -> dict[str, Any]:
     return {name: getattr(outcome, name) for name in Outcome.__slots__}
 
 
-def _action_or_none(columns: tuple[str, str] | None) -> Any:
+def _action_or_none(columns: tuple[str, str] | None) -> Action | None:
     if columns is None:
         return None
     try:

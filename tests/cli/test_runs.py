@@ -194,10 +194,10 @@ def test_the_output_of_a_run_is_shown_harmless(carol: Carol, home: Path) -> None
     run_id = str(carol("run-job", "loud", "--wait", "--json").json()["run_id"])
     shown = carol("logs", run_id).out
     assert "[red]plain[/red]" in shown
-    assert not [c for c in shown if ord(c) < 0x20 and c != "\n" or 0x7F <= ord(c) <= 0x9F]
+    assert not [c for c in shown if (ord(c) < 0x20 and c != "\n") or 0x7F <= ord(c) <= 0x9F]
     for command in (("list-runs",), ("show-run", run_id)):
         text = carol(*command).out
-        assert not [c for c in text if ord(c) < 0x20 and c != "\n" or 0x7F <= ord(c) <= 0x9F]
+        assert not [c for c in text if (ord(c) < 0x20 and c != "\n") or 0x7F <= ord(c) <= 0x9F]
 
 
 def test_following_a_log_ends_with_the_run(carol: Carol, home: Path) -> None:

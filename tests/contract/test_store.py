@@ -929,9 +929,6 @@ def test_metrics_are_pruned_by_their_own_age_attempt_by_attempt(store: Store) ->
         assert tx.recent_durations_ms("a") == [2]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the key of a pruned row is its run alone, and the attempt is left out"
-)
 def test_a_young_attempt_of_an_old_run_keeps_its_metrics(store: Store) -> None:
     with store.write() as tx:
         tx.record_metrics(metrics(1, attempt=1, duration_ms=1, completed_at=T0))

@@ -431,7 +431,6 @@ def test_a_folder_with_odd_signs_in_its_name_is_no_trouble(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == [odd.name]
 
 
-@pytest.mark.xfail(strict=True, reason="a path is made a URI as text, and this one is none")
 def test_a_folder_whose_name_is_no_text_is_no_trouble(tmp_path: Path) -> None:
     odd = tmp_path / "latin-\udce9"
     with closing(builders.store(odd)) as one:
@@ -585,7 +584,6 @@ def test_a_database_that_is_held_exclusively_is_busy(home: Path, carol: Carol) -
     assert "gave up after 0.1 s" in line
 
 
-@pytest.mark.xfail(strict=True, reason="the idle look waits five seconds of its own")
 def test_a_tick_waits_for_an_exclusive_holder_no_longer_than_its_deadline(home: Path, carol: Carol) -> None:
     builders.add_jobs(home, job())
     (home / "tick.stamp").touch()

@@ -456,7 +456,9 @@ class World:
     def _is_quiet(self) -> bool:
         """Nothing lives, nothing is due, nothing waits in the spool."""
         live = self.query("SELECT 1 FROM runs WHERE status IN ('queued', 'claimed', 'running') LIMIT 1")
-        due = self.query("SELECT 1 FROM scheduled_jobs WHERE status = 'active' AND next_fire_at <= ?", self.now)
+        due = self.query(
+            "SELECT 1 FROM scheduled_jobs WHERE status = 'active' AND next_fire_at <= ?", self.now
+        )
         return not live and not due and not self.spooled()
 
     def _note_overstayed(self) -> None:

@@ -217,7 +217,7 @@ def _play_zombie(world: World, once: Path) -> None:
     """Whoever stopped stands still while ticks pass until past every lease; then it goes on."""
     world.wait_until(
         lambda: (
-            once.exists() and any(process.is_stopped for process in world.processes()) or not _busy(world)
+            (once.exists() and any(process.is_stopped for process in world.processes())) or not _busy(world)
         ),
         what="somebody to stop",
     )

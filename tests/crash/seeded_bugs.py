@@ -95,7 +95,9 @@ def zombie_before_finish(world: World) -> None:
     world.wait_until(lambda: len(world.marks()) == 3, what="the successor to begin")
     before = world.query("SELECT * FROM runs")
     world.send(zombie, signal.SIGCONT)
-    world.wait_until(lambda: zombie not in {process.pid for process in world.processes()}, what="the zombie to end")
+    world.wait_until(
+        lambda: zombie not in {process.pid for process in world.processes()}, what="the zombie to end"
+    )
     if world.query("SELECT * FROM runs") != before:
         world.note("a zombie changed a row", f"{before} {world.query('SELECT * FROM runs')}")
     world.go.touch()
@@ -108,10 +110,14 @@ def zombie_before_start(world: World) -> None:
     zombie = wait_for_stopped(world)
     world.now = Millis(world.now + TICK_MS)
     world.tick(CAROL_FAILPOINT="runner-before-start:stop", CAROL_FAILPOINT_ONCE=str(world.home / "second"))
-    world.wait_until(lambda: sum(process.is_stopped for process in world.processes()) == 2, what="the successor")
+    world.wait_until(
+        lambda: sum(process.is_stopped for process in world.processes()) == 2, what="the successor"
+    )
     # The stale one first: its claim is the run's no more, though the run has not started yet.
     world.send(zombie, signal.SIGCONT)
-    world.wait_until(lambda: zombie not in {process.pid for process in world.processes()}, what="the zombie to end")
+    world.wait_until(
+        lambda: zombie not in {process.pid for process in world.processes()}, what="the zombie to end"
+    )
     if world.marks() or world.statuses() != ["claimed"]:
         world.note("a zombie started a run", world.state())
 
@@ -152,7 +158,9 @@ def spools_between_the_looks(world: World) -> None:
 
 def outlives_its_lease(world: World) -> None:
     """A command works on past its lease while another job waits for the only slot."""
-    world.add(job("slow", argv=world.work(waits=True), priority=1), job("waiting", argv=world.work(seconds=0.3)))
+    world.add(
+        job("slow", argv=world.work(waits=True), priority=1), job("waiting", argv=world.work(seconds=0.3))
+    )
     world.tick()
     world.wait_until(world.marks, what="the command to begin")
     world.now = Millis(world.now + LEASE_MS + 1000)
@@ -291,7 +299,13 @@ BUGS = (
     ),
     SeededBug(
         "what a dead runner left behind works on",
-        (Patch("sweep.py", "    if dead:\n        launch.bury(dead)\n", "    if not dead:\n        launch.bury(dead)\n"),),
+        (
+            Patch(
+                "sweep.py",
+                "    if dead:\n        launch.bury(dead)\n",
+                "    if not dead:\n        launch.bury(dead)\n",
+            ),
+        ),
         _in_world(leaves_its_command_behind, cap=1),
         "more ran at once than the cap allows",
     ),

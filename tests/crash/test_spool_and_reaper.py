@@ -59,7 +59,9 @@ def test_a_spooled_finish_beats_the_reaper_though_its_process_is_dead_and_past_i
     report = world.run(command, "--json")
     assert report is not None
     assert report.get("reaped", []) == report.get("lost", []) == report.get("leases", []) == []
-    assert world.query("SELECT status, failure_reason, result_summary FROM runs") == [("completed", None, "claim 1")]
+    assert world.query("SELECT status, failure_reason, result_summary FROM runs") == [
+        ("completed", None, "claim 1")
+    ]
     assert world.violations(slots=hours(1), undisturbed=True) == []
 
 
@@ -147,7 +149,9 @@ def _polite(world: World) -> None:
     world.wait_until(world.go.exists, what="the command to begin")
 
 
-def test_a_job_that_traps_term_and_exits_0_at_the_end_of_its_lease_is_recorded_as_stopped(world: World) -> None:
+def test_a_job_that_traps_term_and_exits_0_at_the_end_of_its_lease_is_recorded_as_stopped(
+    world: World,
+) -> None:
     _polite(world)
     _pass(world, LEASE_MS)
     assert _tick(world)["reaped"] == [1]
@@ -158,7 +162,9 @@ def test_a_job_that_traps_term_and_exits_0_at_the_end_of_its_lease_is_recorded_a
     assert world.violations(slots=hours(1)) == []
 
 
-def test_a_job_that_traps_term_and_exits_0_when_it_is_cancelled_is_recorded_as_cancelled(world: World) -> None:
+def test_a_job_that_traps_term_and_exits_0_when_it_is_cancelled_is_recorded_as_cancelled(
+    world: World,
+) -> None:
     _polite(world)
     store = builders.store(world.home, create=False)
     try:
@@ -168,7 +174,9 @@ def test_a_job_that_traps_term_and_exits_0_when_it_is_cancelled_is_recorded_as_c
     finally:
         store.close()
     assert world.wait_idle()
-    assert world.query("SELECT status, failure_reason, stop_reason FROM runs") == [("cancelled", None, "cancelled")]
+    assert world.query("SELECT status, failure_reason, stop_reason FROM runs") == [
+        ("cancelled", None, "cancelled")
+    ]
     assert world.query("SELECT failure_streak FROM scheduled_jobs") == [(0,)]
 
 
@@ -203,7 +211,9 @@ def test_expired_leases_are_reaped_in_one_sweep_and_fresh_ones_left_alone(
 # -- lost processes --------------------------------------------------------------------------------------------
 
 
-def test_a_dead_runner_is_process_lost_within_one_tick_and_its_command_does_not_outlive_that(world: World) -> None:
+def test_a_dead_runner_is_process_lost_within_one_tick_and_its_command_does_not_outlive_that(
+    world: World,
+) -> None:
     world.add(job("careful", argv=world.work(waits=True), max_attempts=3))
     _tick(world)
     world.wait_until(world.marks, what="the command to begin")
@@ -307,7 +317,8 @@ def test_a_retry_never_goes_past_the_next_slot(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "reply, reason", [(Reply(status=401), "auth_failed"), (Reply(json={"failure_reason": "budget_exceeded"}), None)]
+    "reply, reason",
+    [(Reply(status=401), "auth_failed"), (Reply(json={"failure_reason": "budget_exceeded"}), None)],
 )
 def test_some_failures_are_never_tried_again(world: World, reply: Reply, reason: str | None) -> None:
     with Endpoint() as endpoint:
@@ -321,7 +332,9 @@ def test_some_failures_are_never_tried_again(world: World, reply: Reply, reason:
 def test_an_http_runner_that_dies_after_sending_leaves_its_outcome_unknown(world: World) -> None:
     with Endpoint() as endpoint:
         url = endpoint.on("/job", Reply(json={}, delay=30))
-        world.add(job("careful", url=url, max_attempts=3), job("hardy", url=url, idempotent=True, max_attempts=2))
+        world.add(
+            job("careful", url=url, max_attempts=3), job("hardy", url=url, idempotent=True, max_attempts=2)
+        )
         _tick(world)
         endpoint.wait_for(2)
         world.kill_role("runner")

@@ -39,7 +39,9 @@ def test_of_five_due_at_once_under_a_cap_of_two_2_run_3_queue_and_all_5_end_with
 def test_the_queue_moves_by_priority_then_age(new_world: Callable[..., World]) -> None:
     world = new_world(cap=1)
     world.now = Millis(T0 + HOUR)
-    world.add(*(job(name, argv=world.work(), priority=p) for name, p in (("a", 0), ("b", 9), ("c", 5), ("d", 5))))
+    world.add(
+        *(job(name, argv=world.work(), priority=p) for name, p in (("a", 0), ("b", 9), ("c", 5), ("d", 5)))
+    )
     _tick(world)
     assert world.wait_idle()
     order = [mark.run_id for mark in world.marks() if mark.kind == "begin"]
@@ -114,7 +116,9 @@ def test_overlap_allow_runs_them_side_by_side_under_the_cap(world: World) -> Non
 
 def test_a_manual_run_makes_a_slot_wait_and_never_skip(world: World) -> None:
     world.add(job("busy", argv=world.work(waits=True)))
-    world.change("INSERT INTO runs (job_id, source, status, queued_at) VALUES ('busy', 'manual', 'queued', ?)", T0)
+    world.change(
+        "INSERT INTO runs (job_id, source, status, queued_at) VALUES ('busy', 'manual', 'queued', ?)", T0
+    )
     _tick(world)
     assert world.query("SELECT source, status FROM runs ORDER BY run_id") in (
         [("manual", "claimed"), ("scheduled", "queued")],

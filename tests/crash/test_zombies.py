@@ -32,7 +32,9 @@ def _the_first_slot_is_due(world: World) -> None:
 
 def _let_it_come_back(world: World, zombie: int) -> None:
     world.send(zombie, signal.SIGCONT)
-    world.wait_until(lambda: zombie not in {process.pid for process in world.processes()}, what="the zombie to end")
+    world.wait_until(
+        lambda: zombie not in {process.pid for process in world.processes()}, what="the zombie to end"
+    )
 
 
 def test_a_runner_that_comes_back_before_its_finish_changes_no_row_of_its_successor(world: World) -> None:
@@ -74,13 +76,17 @@ def test_a_runner_that_comes_back_after_its_run_was_written_off_changes_no_row(w
     assert world.violations(slots=hours(1)) == []
 
 
-def test_a_runner_here_that_stands_still_past_its_lease_is_stopped_before_its_slot_is_freed(world: World) -> None:
+def test_a_runner_here_that_stands_still_past_its_lease_is_stopped_before_its_slot_is_freed(
+    world: World,
+) -> None:
     world.add(job("careful", argv=world.work()))
     world.tick(**stop_at("runner-before-finish", world))
     zombie = wait_for_stopped(world)
     world.now = Millis(world.now + LEASE_MS)
     world.tick()
-    world.wait_until(lambda: zombie not in {process.pid for process in world.processes()}, what="the runner to end")
+    world.wait_until(
+        lambda: zombie not in {process.pid for process in world.processes()}, what="the runner to end"
+    )
     assert world.query("SELECT status, failure_reason, stop_reason FROM runs") == [
         ("failed", "lease_expired", "lease_expired")
     ]
@@ -137,7 +143,11 @@ def _finish(world: World, *, claim_no: int) -> tuple[list[int], list[int]]:
     store = builders.store(world.home, create=False)
     try:
         outcome = Outcome(
-            run_id=1, claim_no=claim_no, status="completed", completed_at=world.now, summary=f"claim {claim_no}"
+            run_id=1,
+            claim_no=claim_no,
+            status="completed",
+            completed_at=world.now,
+            summary=f"claim {claim_no}",
         )
         settled, _ = settle_and_refill(store, [outcome], now=world.now)
     finally:

@@ -220,7 +220,6 @@ def test_what_was_missed_before_the_deferral_stays_missed() -> None:
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="the oldest slots of a very long deferral leave no row")
 def test_a_deferral_longer_than_ten_thousand_slots_leaves_a_row_for_each_of_them() -> None:
     put_off = job(every="1s", overlap="queue", deferred_at=T0 + SECOND)
     rows, _ = plan(put_off, Slots(T0 + n * SECOND for n in range(1, 12_001)), T0 + 12_000 * SECOND)
@@ -470,7 +469,6 @@ def test_no_slot_is_freed_under_a_live_owner_and_none_on_a_guess(
         assert isinstance(verdict, End)
 
 
-@pytest.mark.xfail(strict=True, reason="a stop reason without a live owner waits for the end of the lease")
 def test_a_run_to_be_stopped_without_an_owner_here_ends_in_the_same_sweep() -> None:
     accepted = run(pid=None, pid_start=None, stop_reason="turn_limit_exceeded", stop_requested_at=T0)
     assert isinstance(judge(accepted, "unknown", MINUTE), End)

@@ -9,11 +9,11 @@ import time
 from itertools import islice
 
 import pytest
-from cron_oracle import ms, utc
 
 from carolctl.errors import BadSchedule, Exit, UsageError
 from carolctl.model import DstRule, Millis
 from carolctl.schedule import Schedule, parse, parse_duration, spread_offset_ms
+from tests.unit.cron_oracle import ms, utc
 
 NEW_YEAR = Millis(ms(utc("2024-01-01T00:00Z")))
 DAY = 86_400_000

@@ -6,7 +6,6 @@ import re
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from cron_oracle import Oracle, ms
 from cronsim import CronSim
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from carolctl.errors import BadSchedule
 from carolctl.model import DstRule, Millis
 from carolctl.schedule import Schedule, parse
+from tests.unit.cron_oracle import Oracle, ms
 
 WHOLE_HOUR = ["Europe/Berlin", "America/New_York", "America/Sao_Paulo", "Africa/Casablanca", "America/Havana"]
 WHOLE_HOUR += ["Africa/Cairo", "Asia/Beirut", "Europe/London"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from cron_oracle import Oracle, ms, utc
 
 from carolctl.model import Millis
 from carolctl.schedule import Schedule, parse
+from tests.unit.cron_oracle import Oracle, ms, utc
 
 # (zone, window, [(cron line, slots under "once", slots under "literal" or None when they are the same)])
 TABLES: dict[str, tuple[str, str, str, list[tuple[str, str, str | None]]]] = {
