@@ -4,8 +4,6 @@ Plain functions over the environment, without dataclasses, because the idle tick
 can afford an import.
 """
 
-from __future__ import annotations
-
 import os
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import Abort, TyperException
@@ -13,7 +13,17 @@ from carolctl import __version__
 from carolctl.cli.output import print_lines
 from carolctl.errors import CarolError, Exit, UsageError
 
+
+class _Contents(typer.core.TyperGroup):
+    """Its ``--help`` lists `COMMANDS`, without a module of commands being imported."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([line for held in COMMANDS.values() for line in held.items()])
+
+
 application = typer.Typer(
+    cls=_Contents,
     name="carolctl",
     help="A job scheduler with no resident process: a timer fires `carolctl tick`, SQLite remembers.",
     add_completion=False,
@@ -24,21 +34,40 @@ application = typer.Typer(
 )
 
 
-#: The commands by the module that registers them; the order is that of the help.
-COMMANDS = {
-    "timer_commands": ("tick", "reap", "drain", "prune"),
-    "job_commands": ("add-job", "edit-job", "remove-job", "list-jobs", "show-job", "pause", "resume"),
-    "run_commands": (
-        "list-runs",
-        "show-run",
-        "monitor",
-        "logs",
-        "run-job",
-        "cancel-run",
-        "finish-run",
-    ),
-    "config_commands": ("next", "config"),
-    "migration_commands": ("migrate-jobs", "export-legacy"),
+#: The commands by the module that registers them, in the order of the help, and what its list says of them.
+COMMANDS: dict[str, dict[str, str]] = {
+    "timer_commands": {
+        "tick": "Fire what is due, reap what is dead, launch what got a slot.",
+        "reap": "Record expired leases and lost processes, without firing anything.",
+        "drain": "Bring in outcomes that could not be written when they happened.",
+        "prune": "Delete old runs, metrics, events and audit entries.",
+    },
+    "job_commands": {
+        "add-job": "Add a job.",
+        "edit-job": "Change a job.",
+        "remove-job": "Remove a job.",
+        "list-jobs": "List the jobs, by id.",
+        "show-job": "Show everything about a job.",
+        "pause": "Pause a job, or without JOB everything.",
+        "resume": "Resume a job, or without JOB everything.",
+    },
+    "run_commands": {
+        "list-runs": "List runs, newest first: what ran, what was skipped and why.",
+        "show-run": "Show everything about one run.",
+        "monitor": "Show what truly runs now.",
+        "logs": "Show the output of a run.",
+        "run-job": "Run a job now, if a slot is free.",
+        "cancel-run": "End a run.",
+        "finish-run": "Record how a run ended.",
+    },
+    "config_commands": {
+        "next": "Show when an expression fires.",
+        "config": "Show and change settings.",
+    },
+    "migration_commands": {
+        "migrate-jobs": "Bring the legacy planner database's jobs over.",
+        "export-legacy": "Write the jobs in the shape of the legacy job table: the way back.",
+    },
 }
 
 
@@ -64,8 +93,10 @@ def run(arguments: list[str]) -> int:
 def build(name: str) -> typer.core.TyperGroup:
     """The application with the command `name` alone, or with all of them when there is none of that name.
 
-    To build them all takes longer than most commands do.
+    To build them all takes longer than most commands do, and for the list of ``--help`` none is needed.
     """
+    if name in ("-h", "--help"):
+        return typer.main.get_group(application)
     chosen = [module for module, names in COMMANDS.items() if name in names] or list(COMMANDS)
     for module in chosen:
         import_module(f"carolctl.cli.{module}")

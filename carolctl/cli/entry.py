@@ -13,6 +13,9 @@ import sys
 from carolctl.cli import output
 from carolctl.errors import CarolError, DiskFull, Exit, NotPermitted
 
+#: What timers call; see `machine`.
+_PLAIN = ("tick", "reap", "drain", "prune")
+
 
 def run(arguments: list[str]) -> int:
     """Run the command that `arguments` describe; every error becomes one line and its exit code."""
@@ -35,9 +38,11 @@ def run(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    from carolctl.cli import machine
+    code = None
+    if arguments and arguments[0] in _PLAIN:
+        from carolctl.cli import machine
 
-    code = machine.run_plain(arguments)
+        code = machine.run_plain(arguments)
     if code is None:
         from carolctl.cli import app
 

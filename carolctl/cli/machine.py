@@ -7,12 +7,10 @@ the typer application, which calls the same functions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from carolctl.cli.output import print_json, print_lines
 from carolctl.errors import Exit
-from carolctl.session import open_session
 
 _FLAGS = {"--json": "as_json", "--dry-run": "dry_run"}
 _VALUES = {"--db": "db"}
@@ -47,6 +45,9 @@ def _plain_options(words: list[str]) -> dict[str, Any] | None:
 
 def tick(*, db: str | None = None, as_json: bool = False, dry_run: bool = False) -> int:
     """Fire what is due, reap what is dead, launch what got a slot."""
+    from dataclasses import asdict
+
+    from carolctl.session import open_session
     from carolctl.tick import tick as run_tick
 
     report = run_tick(open_session(db), dry_run=dry_run)
@@ -56,7 +57,10 @@ def tick(*, db: str | None = None, as_json: bool = False, dry_run: bool = False)
 
 def reap(*, db: str | None = None, as_json: bool = False, dry_run: bool = False) -> int:
     """Only the sweep: expired leases and lost processes."""
+    from dataclasses import asdict
+
     from carolctl.reap import reap as run_reap
+    from carolctl.session import open_session
 
     _show(asdict(run_reap(open_session(db), dry_run=dry_run)), as_json=as_json, dry_run=dry_run)
     return Exit.OK
@@ -65,6 +69,7 @@ def reap(*, db: str | None = None, as_json: bool = False, dry_run: bool = False)
 def drain(*, db: str | None = None, as_json: bool = False) -> int:
     """Only the spool: outcomes that could not be written when they happened."""
     from carolctl.reap import drain as run_drain
+    from carolctl.session import open_session
 
     drained, launched = run_drain(open_session(db))
     _show({"drained": drained, "launched": launched}, as_json=as_json)
@@ -74,6 +79,7 @@ def drain(*, db: str | None = None, as_json: bool = False) -> int:
 def prune(*, db: str | None = None, as_json: bool = False, dry_run: bool = False) -> int:
     """Delete old runs, metrics, events and audit entries in small batches."""
     from carolctl.prune import prune as run_prune
+    from carolctl.session import open_session
 
     _show({"pruned": run_prune(open_session(db), dry_run=dry_run)}, as_json=as_json, dry_run=dry_run)
     return Exit.OK

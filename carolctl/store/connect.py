@@ -7,12 +7,10 @@ SQLite's busy handler sleeps longer the longer one has waited, so newcomers win,
 from __future__ import annotations
 
 import os
-import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from urllib.parse import quote
 
 from carolctl.errors import BadConfig, BadData, CarolError, DiskFull, NotFound, NotPermitted, StoreBusy
 from carolctl.lockguard import require_unlocked
@@ -84,6 +82,8 @@ def wait_for_lock(attempt: Callable[[], object], deadline_ms: int) -> None:
                 raise
         else:
             return
+        import random
+
         time.sleep(random.uniform(*_POLL_SEC))  # noqa: S311 - jitter against lockstep, not a secret
 
 
@@ -124,7 +124,7 @@ def connect(path: str, *, mode: str, deadline_ms: int) -> sqlite3.Connection:
         _refuse_missing(path)
     with explained(path, deadline_ms):
         connection = sqlite3.connect(
-            f"file:{quote(os.fsencode(path))}?mode={mode}",
+            f"file:{uri_quoted(path)}?mode={mode}",
             uri=True,
             isolation_level=None,
             timeout=deadline_ms / 1000,
@@ -133,6 +133,11 @@ def connect(path: str, *, mode: str, deadline_ms: int) -> sqlite3.Connection:
     # Python code between the virtual machine's steps is where a pending Ctrl-C is noticed in a long query.
     connection.set_progress_handler(_noticing_signals, _PROGRESS_STEPS)
     return connection
+
+
+def uri_quoted(path: str) -> str:
+    """`path` for a SQLite URI; urllib.parse costs 2 ms of imports."""
+    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 def _noticing_signals() -> int:

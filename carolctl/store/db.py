@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from carolctl.errors import NotPermitted
 from carolctl.failpoints import failpoint
 from carolctl.lockguard import IOUnderLock, require_unlocked, set_write_open, write_is_open
-from carolctl.store import migrate
+from carolctl.store import SCHEMA_VERSION, migrate
 from carolctl.store.connect import begin, connect, explained, refuse_network_file_system, rollback
 from carolctl.store.tx import ReadTx, WriteTx
 
@@ -114,7 +114,7 @@ def _prepare(connection: sqlite3.Connection, path: str, *, deadline_ms: int, cre
         migrate.refuse_empty(path, version)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_SIZE_LIMIT}")
-    if version < migrate.SCHEMA_VERSION:
+    if version < SCHEMA_VERSION:
         _upgrade(connection, path, deadline_ms)
 
 

@@ -4,14 +4,12 @@ Half of a tick's life is imports, so this comes before all of them: three module
 Whenever anything is unusual it does not answer, and the whole tick runs and deals with it.
 """
 
-from __future__ import annotations
-
 import os
 import sqlite3
 import time
 
 from carolctl.places import scheduler_db, spool, tick_stamp
-from carolctl.store.migrate import APPLICATION_ID, SCHEMA_VERSION
+from carolctl.store import APPLICATION_ID, SCHEMA_VERSION
 
 STAMP_STALE_SEC = 90
 WATERMARK_AHEAD_MS = 26 * 3600 * 1000

@@ -17,7 +17,7 @@ from typing import Any
 from carolctl.errors import BadData, NotFound, NotPermitted, Refused
 from carolctl.legacy_cells import Cell, RawText, Row, text_cell
 from carolctl.lockguard import require_unlocked
-from carolctl.store import migrate
+from carolctl.store import APPLICATION_ID
 from carolctl.store.connect import begin, connect, explained, rollback
 
 STANDARD_SQL = """CREATE TABLE scheduled_jobs (job_id TEXT PRIMARY KEY, droid_name TEXT NOT NULL, description TEXT,
@@ -90,7 +90,7 @@ def _opened(path: str, deadline_ms: int) -> Iterator[sqlite3.Connection]:
 
 
 def _refuse_job_store(connection: sqlite3.Connection, path: str) -> None:
-    if connection.execute("PRAGMA application_id").fetchone()[0] == migrate.APPLICATION_ID:
+    if connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID:
         raise BadData(
             f"{path} is a job store of carolctl", hint="give the planner database with --planner-db"
         )

@@ -7,12 +7,9 @@ import sqlite3
 from collections.abc import Iterator
 
 from carolctl.errors import BadData, NotFound
-
-APPLICATION_ID = 0x6361726F
-"""``caro``: marks a SQLite file as a job store of ours."""
+from carolctl.store import APPLICATION_ID, SCHEMA_VERSION
 
 _FOLDER = os.path.join(os.path.dirname(__file__), "schema")
-SCHEMA_VERSION = 1
 
 
 def version_of(connection: sqlite3.Connection, path: str) -> int:

@@ -9,7 +9,7 @@ leaks no slot, and a zombie changes no row.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,29 +20,34 @@ _COLUMNS = column_list(RUN_COLUMNS, "runs.")
 _SELECT = f"SELECT {_COLUMNS} FROM runs"  # noqa: S608 - names of ours
 _SELECT_BY_ID = f"{_SELECT} WHERE run_id IN (SELECT value FROM json_each(?)) ORDER BY run_id"  # noqa: S608
 
+# What is live is written out in the very words of the index ``runs_live``, redundant as it looks: SQLite uses a
+# partial index only where it sees its condition, and would read every run that ever was, under the lock.
 _CLAIM = f"""
 WITH candidate AS (
-  SELECT q.run_id, j.priority, q.queued_at, coalesce(j.max_run_duration_sec, :lease_sec) * 1000 AS lease_ms,
-         row_number() OVER (PARTITION BY q.job_id, iif(j.overlap = 'allow', q.run_id, 0)
-                            ORDER BY q.queued_at, q.run_id) AS turn
+  SELECT q.run_id, coalesce(j.max_run_duration_sec, :lease_sec) * 1000 AS lease_ms
     FROM runs AS q JOIN scheduled_jobs AS j ON j.job_id = q.job_id
-   WHERE q.status = 'queued' AND (q.not_before IS NULL OR q.not_before <= :now)
+   WHERE q.status = 'queued' AND q.status IN ('queued', 'claimed', 'running')
+     AND (q.not_before IS NULL OR q.not_before <= :now)
      AND (q.source <> 'scheduled' OR j.status = 'active')
      AND (:only IS NULL OR q.run_id = :only)
      AND (j.overlap = 'allow' OR NOT EXISTS (
-           SELECT 1 FROM runs AS l WHERE l.job_id = q.job_id AND l.status IN ('claimed', 'running')))
-), ranked AS (
-  SELECT run_id, lease_ms, row_number() OVER (ORDER BY priority DESC, queued_at, run_id) AS place
-    FROM candidate WHERE turn = 1
+           SELECT 1 FROM runs AS l
+            WHERE l.job_id = q.job_id AND l.status IN ('queued', 'claimed', 'running')
+              AND (l.status <> 'queued'
+                   OR (:only IS NULL AND (l.queued_at, l.run_id) < (q.queued_at, q.run_id)
+                       AND (l.not_before IS NULL OR l.not_before <= :now)
+                       AND (l.source <> 'scheduled' OR j.status = 'active')))))
+   ORDER BY j.priority DESC, q.queued_at, q.run_id
+   LIMIT max(0, :cap - (SELECT count(*) FROM runs
+                         WHERE status IN ('queued', 'claimed', 'running') AND status <> 'queued'))
 )
 UPDATE runs
    SET status = 'claimed', claim_no = claim_no + 1, launches = 1, slot_claimed_at = :now,
-       claimed_boottime_ms = :boottime_ms, lease_expires_at = :now + ranked.lease_ms, started_at = NULL,
+       claimed_boottime_ms = :boottime_ms, lease_expires_at = :now + candidate.lease_ms, started_at = NULL,
        host = :host, boot_id = :boot_id, unit = NULL, pid = NULL, pid_start = NULL, stop_reason = NULL,
        stop_requested_at = NULL
-  FROM ranked
- WHERE runs.run_id = ranked.run_id AND runs.status = 'queued'
-   AND ranked.place <= :cap - (SELECT count(*) FROM runs WHERE status IN ('claimed', 'running'))
+  FROM candidate
+ WHERE runs.run_id = candidate.run_id AND runs.status = 'queued'
 RETURNING {column_list(RUN_COLUMNS)}
 """  # noqa: S608
 
@@ -211,8 +216,10 @@ class RunWrites(RunReads):
         rows = self._connection.execute(_CLAIM, claimant.parameters() | {"cap": cap, "only": only}).fetchall()
         return self._with_actions(sorted((run_from_row(row) for row in rows), key=lambda run: run.run_id))
 
-    def reclaim(self, runs: Iterable[Run], claimant: Claimant) -> list[Claimed]:
+    def reclaim(self, runs: Sequence[Run], claimant: Claimant) -> list[Claimed]:
         """Launch again what was claimed and never started, under the next claim number; the slot stays held."""
+        if not runs:
+            return []
         plan = [(run.run_id, run.claim_no) for run in runs]
         rows = self._connection.execute(
             f"""

@@ -54,6 +54,12 @@ def test_the_table_of_commands_names_each_of_them_in_its_module() -> None:
         assert list(app.build(name).commands)[:1] == [name]
 
 
+def test_the_list_of_the_help_says_what_the_commands_say_of_themselves() -> None:
+    said = {name: text for held in app.COMMANDS.values() for name, text in held.items()}
+    for name, command in app.build("").commands.items():
+        assert command.help.startswith(said[name].rstrip(".")), name
+
+
 def test_the_readme_has_the_whole_table_of_exit_codes() -> None:
     from carolctl.errors import Exit
 
