@@ -37,6 +37,11 @@ def logs() -> str:
     return os.path.join(data_home(), "logs")
 
 
+def results() -> str:
+    """Where commands may leave a word about how they ended, one file a claim."""
+    return os.path.join(data_home(), "results")
+
+
 def tick_stamp() -> str:
     """An empty file whose modification time is that of the last tick."""
     return os.path.join(data_home(), "tick.stamp")

@@ -223,7 +223,7 @@ def judge(
     assert run.slot_claimed_at is not None
     expired = elapsed >= run.lease_expires_at - run.slot_claimed_at
     if run.status == "claimed":
-        return _judge_claimed(run, elapsed, expired=expired)
+        return _judge_claimed(run, elapsed, lease_ms=run.lease_expires_at - run.slot_claimed_at)
     if liveness == "alive":
         return _judge_alive(run, now, expired=expired)
     if expired or (run.stop_reason is not None and _is_ownerless(run)):
@@ -240,10 +240,11 @@ def _is_ownerless(run: Run) -> bool:
     return run.pid is None and run.unit is None
 
 
-def _judge_claimed(run: Run, elapsed: int, *, expired: bool) -> Verdict:
-    if expired:
+def _judge_claimed(run: Run, elapsed: int, *, lease_ms: int) -> Verdict:
+    if elapsed >= lease_ms:
         return End("lease_expired", "the lease ran out before the run started")
-    if elapsed < UNSTARTED_AFTER_MS:
+    # A short lease must not run out before anyone has tried again.
+    if elapsed < min(UNSTARTED_AFTER_MS, lease_ms // 2):
         return Leave()
     if run.launches >= MAX_LAUNCHES:
         return End("launch_failed", f"launched {run.launches} times and never started")

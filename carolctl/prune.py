@@ -1,4 +1,4 @@
-"""Bounded history: old rows go in small batches, each a short write transaction of its own, and old logs with them."""
+"""Bounded history: old rows go in small batches, each a short write transaction of its own, and old files with them."""
 
 from __future__ import annotations
 
@@ -38,23 +38,32 @@ def prune(session: Session, *, dry_run: bool = False) -> dict[str, int]:
             gone[table] += batch
             if batch < BATCH or dry_run:
                 break
-    before = Millis(session.now - days["runs"] * _DAY_MS)
-    gone["logs"] = _prune_logs(before, dry_run=dry_run)
+    gone["files"] = _prune_files(session, days["runs"], dry_run=dry_run)
     return gone
 
 
-def _prune_logs(before: Millis, *, dry_run: bool) -> int:
-    """Unlink the captured output that nobody has written to since `before`."""
-    require_unlocked("removing old logs")
-    gone = 0
+def _prune_files(session: Session, days: int, *, dry_run: bool) -> int:
+    """Unlink captured output as old as the runs that go, and what was left half-written a day ago."""
+    require_unlocked("removing old files")
+    kept_days = {
+        places.logs(): days,
+        places.results(): 1,
+        os.path.join(places.spool(), "tmp"): 1,
+    }
+    old = [
+        entry.path
+        for folder, kept in kept_days.items()
+        for entry in _plain_files(folder)
+        if entry.stat(follow_symlinks=False).st_mtime * 1000 < session.now - kept * _DAY_MS
+    ]
+    if not dry_run:
+        for path in old:
+            os.unlink(path)
+    return len(old)
+
+
+def _plain_files(folder: str) -> list[os.DirEntry[str]]:
     try:
-        entries = list(os.scandir(places.logs()))
+        return [entry for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
     except FileNotFoundError:
-        return 0
-    for entry in entries:
-        ours = entry.name.startswith("run-") and entry.is_file(follow_symlinks=False)
-        if ours and entry.stat(follow_symlinks=False).st_mtime * 1000 < before:
-            gone += 1
-            if not dry_run:
-                os.unlink(entry.path)
-    return gone
+        return []

@@ -68,7 +68,7 @@ def _carry_out(session: Session, signals: Signals, started: Started) -> Outcome:
         return failed(run, "lease_expired", "the lease had run out before the command was started")
     with session.store.read() as snapshot:
         settings = session.settings(snapshot)
-    result_file = os.path.join(places.data_home(), "results", f"{run.run_id}-{run.claim_no}.json")
+    result_file = os.path.join(places.results(), f"{run.run_id}-{run.claim_no}.json")
     prepare_result(result_file)
     log_file = os.path.join(places.logs(), f"run-{run.run_id}-{run.claim_no}.log")
     log = CappedLog(log_file, settings.log_max_kib * 1024)

@@ -5,5 +5,7 @@ from xml.etree import ElementTree
 
 suite = ElementTree.parse(sys.argv[1]).getroot().find("testsuite")
 assert suite is not None
-total, failed, errors, skipped = (int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped"))
+total, failed, errors, skipped = (
+    int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")
+)
 print(f"{total - failed - errors - skipped} passed, {failed + errors} failed, {skipped} skipped")

@@ -5,6 +5,8 @@
     scripts/crash_soak.py --kills 500 --seed 7     the same worlds again (not the same moments: those are real)
     scripts/crash_soak.py --kills 0 --points       every failpoint, every passage: killed, and stopped past its lease
 
+With --copy the source may be edited meanwhile.
+
 Exit status: 0 everything held; 1 something did not.
 """
 
@@ -19,8 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.crash import chaos, scenarios  # noqa: E402
-from tests.crash.harness import INSTALLED, Coverage, Program, Violation, copied  # noqa: E402
+from tests.crash import chaos, scenarios
+from tests.crash.harness import INSTALLED, Coverage, Program, Violation, copied
 
 
 def main() -> int:

@@ -65,9 +65,12 @@ def explained(path: str, deadline_ms: int) -> Iterator[None]:
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Whether another connection holds a lock; told by SQLite's error name, never by text."""
+    """Whether another connection holds a lock; told by SQLite's error name, never by text.
+
+    SQLITE_PROTOCOL is what a connection gets that waits for another one's recovery of the WAL.
+    """
     name: str = getattr(error, "sqlite_errorname", "")
-    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL"))
 
 
 def wait_for_lock(attempt: Callable[[], object], deadline_ms: int) -> None:

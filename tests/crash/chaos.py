@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from carolctl.model import Millis
 from tests.builders import HOUR, T0, job
@@ -85,7 +86,7 @@ def one_world(seed: int, folder: Path, program: Program = INSTALLED) -> tuple[Co
 
 def _populate(world: World, endpoint: Endpoint) -> None:
     url = endpoint.on("/job", Reply(json={"summary": "done"}, delay=0.05))
-    again = {"idempotent": True, "max_attempts": 3}
+    again: dict[str, Any] = {"idempotent": True, "max_attempts": 3}
     world.add(
         job("careful-1", argv=world.work(seconds=0.1)),
         job("careful-2", argv=world.work(seconds=0.2), max_attempts=2),

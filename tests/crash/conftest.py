@@ -15,8 +15,8 @@ def new_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
     """``new_world(cap=2)`` makes a fresh data home; whatever still runs in it at the end is killed."""
     made: list[World] = []
 
-    def make(**options: int) -> World:
-        made.append(World(tmp_path / f"world-{len(made)}", **options))
+    def make(*, cap: int = 2) -> World:
+        made.append(World(tmp_path / f"world-{len(made)}", cap=cap))
         return made[-1]
 
     yield make

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import carolctl
 from carolctl.clock import iso
-from carolctl.model import Job
+from carolctl.model import Job, Millis
 from tests import builders
 from tests.builders import HOUR, T0
 from tests.endpoint import Endpoint
@@ -437,7 +437,7 @@ class World:
             self._collect()
             if self._is_quiet():
                 return count
-            self.now = builders.Millis(self.now + TICK_MS)
+            self.now = Millis(self.now + TICK_MS)
             self.tick()
             self._note_overstayed()
         self.note("the world does not come to rest", self.state())

@@ -193,7 +193,8 @@ BUGS = (
             Patch(
                 "runner.py",
                 "        launch_all(session.store, finish(session.store, [_carry_out(session, signals, started)]))\n",
-                "        done = Outcome(run_id=run_id, claim_no=claim_no, status='completed', completed_at=clock.now())\n"
+                "        when = clock.now()\n"
+                "        done = Outcome(run_id=run_id, claim_no=claim_no, status='completed', completed_at=when)\n"
                 "        claimed = finish(session.store, [done])\n"
                 "        _carry_out(session, signals, started)\n"
                 "        launch_all(session.store, claimed)\n",
@@ -207,7 +208,8 @@ BUGS = (
         (
             Patch(
                 "store/runs.py",
-                "            _outcome_parameters(outcome),\n        )\n        return cursor.rowcount == 1\n\n    def requeue_run",
+                "            _outcome_parameters(outcome),\n"
+                "        )\n        return cursor.rowcount == 1\n\n    def requeue_run",
                 "            _outcome_parameters(outcome) | {'claim_no': self.run(outcome.run_id).claim_no},\n"
                 "        )\n        return cursor.rowcount == 1\n\n    def requeue_run",
             ),
@@ -233,7 +235,8 @@ BUGS = (
             Patch(
                 "tick.py",
                 "claimed = finish.refill(tx, claimant, settings)",
-                "claimed = tx.claim(claimant, cap=settings.max_concurrent - _count(picture.live)[1] + tx.count_live()[1])",
+                "seen = _count(picture.live)[1]\n"
+                "    claimed = tx.claim(claimant, cap=settings.max_concurrent - seen + tx.count_live()[1])",
             ),
         ),
         _in_world(late_claimer, cap=2, undisturbed=True),

@@ -14,6 +14,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -184,7 +186,7 @@ def test_over_a_year_of_outages_pauses_edits_and_clock_steps_every_slot_has_one_
 
 
 def _jobs() -> list[Job]:
-    more: dict[str, dict[str, object]] = {
+    more: dict[str, dict[str, Any]] = {
         "every-few-hours": {"catch_up": "all", "overlap": "queue"},
         "twice-a-month": {"catch_up": "skip"},
         "graceful": {"misfire_grace_sec": 7200, "overlap": "allow"},
@@ -245,7 +247,7 @@ def test_a_minutely_job_that_catches_up_otherwise_costs_no_more(world: World, ca
     rows = world.query("SELECT slots_from, scheduled_for FROM runs ORDER BY scheduled_for")
     assert rows[0][0] == T0 + MINUTE
     assert rows[-1][1] == YEAR_END
-    assert all(last + MINUTE == first for (_, last), (first, _) in zip(rows, rows[1:], strict=False))
+    assert all(last + MINUTE == first for (_, last), (first, _) in pairwise(rows))
 
 
 def test_a_clock_set_back_by_days_fires_no_slot_again_and_lets_the_job_go_on(world: World) -> None:

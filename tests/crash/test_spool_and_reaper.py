@@ -100,7 +100,7 @@ def test_a_tick_under_a_global_pause_takes_the_spool_in_and_fires_nothing(world:
 
 
 #: Writes and dies, so that its log is left; then stands in the way as a process does that was stopped in the
-#: midst of SQLite's recovery: a blank index, and the locks for writing, checkpoint and recovery at its bytes 120 to 122.
+#: midst of SQLite's recovery: a blank index, and the locks for writing, checkpoint and recovery (bytes 120 to 122).
 _STANDS_STILL_IN_RECOVERY = """
 import fcntl, os, signal, sqlite3, sys
 if os.fork() == 0:
@@ -184,11 +184,13 @@ def test_expired_leases_are_reaped_in_one_sweep_and_fresh_ones_left_alone(
     new_world: Callable[..., World],
 ) -> None:
     world = new_world(cap=5)
-    _after = {"max_run_duration_sec": 3 * LEASE_SEC}
     world.now = Millis(T0 + HOUR)
     world.add(
         *(job(f"short-{n}", argv=world.work(waits=True)) for n in range(3)),
-        *(job(f"long-{n}", argv=world.work(waits=True), **_after) for n in range(2)),
+        *(
+            job(f"long-{n}", argv=world.work(waits=True), max_run_duration_sec=3 * LEASE_SEC)
+            for n in range(2)
+        ),
     )
     _tick(world)
     world.wait_until(lambda: len(world.marks()) == 5, what="the commands to begin")

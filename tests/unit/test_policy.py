@@ -422,7 +422,8 @@ def claimed(**columns: Any) -> Run:
         (claimed(), "unknown", 59_999, Leave()),
         (claimed(), "unknown", 60_000, Relaunch()),
         (claimed(launches=2), "unknown", 60_000, Relaunch()),
-        (claimed(lease_expires_at=T0 + 30_000), "unknown", 29_999, Leave()),
+        (claimed(lease_expires_at=T0 + 30_000), "unknown", 14_999, Leave()),
+        (claimed(lease_expires_at=T0 + 30_000), "unknown", 15_000, Relaunch()),
     ],
 )
 def test_what_is_left_to_live(a_run: Run, liveness: str, after_ms: int, verdict: policy.Verdict) -> None:
