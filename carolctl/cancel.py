@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Sequence
 
-from carolctl import clock, config, launch, sweep
+from carolctl import clock, config, launch, spool, sweep
 from carolctl.errors import Refused
 from carolctl.model import LIVE, OCCUPYING, Millis, Outcome, Run
 from carolctl.notices import warn
@@ -24,8 +24,14 @@ def cancel_runs(store: Store, runs: Sequence[Run], *, now: Millis) -> tuple[list
         settings = config.resolve(snapshot.settings_table(), os.environ, warn)
         live = snapshot.live_runs()
     probed = launch.probe(runs, host=clock.hostname(), boot_id=clock.boot_id())
-    dead = {(run.run_id, run.pid, run.pid_start) for run in runs if probed[run.run_id] == "dead"}
+    # After the probe: an owner that left its outcome there and died is seen dead, but with its file.
+    claims = {(run.run_id, run.claim_no) for run in runs}
+    home = [file for file in spool.pending() if (file.outcome.run_id, file.outcome.claim_no) in claims]
+    gone = [run for run in runs if probed[run.run_id] == "dead"]
+    launch.bury(gone)
+    dead = {(run.run_id, run.pid, run.pid_start) for run in gone}
     with store.write() as tx:
+        settle(tx, [file.outcome for file in home], now=now, settings=settings)
         # Read again: a run that waited may have been claimed, and a claimed one may have started, since.
         present = tx.runs_by_id([run.run_id for run in runs])
         owned = [run for run in present if _has_owner(run, dead)]
@@ -38,6 +44,7 @@ def cancel_runs(store: Store, runs: Sequence[Run], *, now: Millis) -> tuple[list
         for run in present:
             if run.status in LIVE:
                 tx.audit(_entry(run, now, ended=run.run_id in ended))
+    spool.unlink(home)
     _ask_owners(owned, live)
     return sorted(ended), [run.run_id for run in owned]
 

@@ -24,7 +24,7 @@ from carolctl.model import Claimed, FailureClass, Outcome, Run
 from carolctl.notices import warn
 from carolctl.store.db import Store
 
-_FINISH_TRIES = 24
+_FINISH_TRIES = 120
 _FINISH_PAUSE_SEC = 5.0
 
 

@@ -18,12 +18,10 @@ LAUNCHERS = ("auto", "systemd", "process")
 def whole_number(text: str, *, least: int = 0) -> int:
     """A plain decimal integer of at least `least`; ValueError otherwise (``1_0``, ``+5`` and ``٣`` included)."""
     text = text.strip()
-    if not (text.isascii() and text.isdigit()) or len(text) > 12:
-        raise ValueError("not a whole number")
-    number = int(text)
-    if number < least:
-        raise ValueError(f"must be at least {least}")
-    return number
+    proper = text.isascii() and text.isdigit() and len(text) <= 12
+    if not proper or int(text) < least:
+        raise ValueError(f"not a whole number of at least {least}, at most 12 digits long")
+    return int(text)
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -59,13 +59,16 @@ class HttpPool:
     def work(self, claims: Sequence[tuple[int, int]]) -> None:
         """Carry out the claims, and those that take their place; at SIGTERM end at once."""
         self._waiting.extend(claims)
-        while (self._waiting or self._flying) and not self._signals.stop_asked:
-            if self._waiting:
+        while self._waiting or self._flying:
+            if self._signals.stop_asked:
+                self._signals.stop_asked = False
+                if not self._end_those_asked():
+                    return self._abort()
+            elif self._waiting:
                 self._take_off(*self._waiting.popleft())
             else:
                 self._go_on(self._record(self._arrivals()))
-        if self._signals.stop_asked:
-            self._abort()
+        return None
 
     def _take_off(self, run_id: int, claim_no: int) -> None:
         try:
@@ -126,7 +129,9 @@ class HttpPool:
 
     def _land(self, flight: Flight, result: HttpResult) -> Outcome | None:
         run = flight.run
-        del self._flying[run.run_id, run.claim_no]
+        if self._flying.pop((run.run_id, run.claim_no), None) is None:
+            # Its end was recorded already, at a stop.
+            return None
         if result.kind == "accepted":
             self._accept(run)
             return None
@@ -153,14 +158,36 @@ class HttpPool:
         self._waiting.extend((one.run.run_id, one.run.claim_no) for one in ours)
         launch_all(self._store, [one for one in claimed if one not in ours])
 
+    def _end_those_asked(self) -> bool:
+        """End the runs that are to stop, by their rows; whether there were any. The others go on.
+
+        Whoever sent SIGTERM looked at the store a moment ago; other runs may have taken off since.
+        """
+        with self._store.read() as snapshot:
+            rows = {run.run_id: run for run in snapshot.runs_by_id([run_id for run_id, _ in self._flying])}
+        asked = [
+            flight
+            for (run_id, _), flight in self._flying.items()
+            if (run_id in rows and rows[run_id].stop_reason is not None)
+            or time.monotonic() >= flight.request.deadline_monotonic
+        ]
+        for flight in asked:
+            del self._flying[flight.run.run_id, flight.run.claim_no]
+        # The row's stop reason stands above the class; only a deadline is left without one.
+        self._go_on(self._record([failed(flight.run, "lease_expired") for flight in asked]))
+        return bool(asked)
+
     def _abort(self) -> None:
-        """Record every run that is not over as aborted; the answers are not waited for.
+        """Nobody asked for single runs: the whole process is to go, and the answers are not waited for.
 
         Those that were not started yet stay claimed, and are claimed again.
         """
         self._landed.put(None)
         outcomes = self._arrivals()
-        outcomes += [failed(flight.run, "aborted") for flight in self._flying.values()]
+        outcomes += [
+            failed(flight.run, "outcome_unknown", "the runner was ended while the request was under way")
+            for flight in self._flying.values()
+        ]
         launch_all(self._store, self._record(outcomes))
 
 

@@ -46,9 +46,9 @@ class Unsendable(ValueError):
 def prepare(request: HttpRequest, resolver: Resolver) -> requests.PreparedRequest:
     """The request, checked and complete; made once, so that every try carries the same bytes."""
     method = _method(request.action)
-    if request.ca_file:
-        _check_ca_file(request.ca_file)
     url = _url(resolver.resolve(request.action.url))
+    if request.ca_file and url.lower().startswith("https:"):
+        _check_ca_file(request.ca_file)
     headers = _headers(request, resolver)
     body = _body(request, resolver) if method in _METHODS_WITH_BODY else None
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from contextlib import suppress
 from typing import get_args
 
 from carolctl import places
@@ -47,23 +49,24 @@ def _prune_files(session: Session, days: int, *, dry_run: bool) -> int:
     require_unlocked("removing old files")
     kept_days = {
         places.logs(): days,
-        places.results(): 1,
+        places.results(): days,
         os.path.join(places.spool(), "tmp"): 1,
     }
-    old = [
-        entry.path
-        for folder, kept in kept_days.items()
-        for entry in _plain_files(folder)
-        if entry.stat(follow_symlinks=False).st_mtime * 1000 < session.now - kept * _DAY_MS
-    ]
-    if not dry_run:
-        for path in old:
-            os.unlink(path)
-    return len(old)
+    gone = 0
+    for folder, kept in kept_days.items():
+        for entry in _entries(folder):
+            # Somebody else may remove it first.
+            with suppress(FileNotFoundError):
+                facts = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(facts.st_mode) and facts.st_mtime * 1000 < session.now - kept * _DAY_MS:
+                    gone += 1
+                    if not dry_run:
+                        os.unlink(entry.path)
+    return gone
 
 
-def _plain_files(folder: str) -> list[os.DirEntry[str]]:
+def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
-        return [entry for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
+        return list(os.scandir(folder))
     except FileNotFoundError:
         return []

@@ -33,6 +33,7 @@ def reap(session: Session, *, dry_run: bool = False) -> ReapReport:
     to_launch: list[Claimed] = []
     asked: list[Run] = []
     with session.store.write(dry_run=dry_run) as tx:
+        swept = sweep.unless_paused(tx, swept, claimant)
         settled = settle(tx, sweep.outcomes_to_settle(tx, swept), now=session.now, settings=picture.settings)
         changed = sweep.apply(tx, swept, settled, claimant)
         to_launch = [*changed.relaunched, *finish.refill(tx, claimant, picture.settings)]
@@ -46,7 +47,6 @@ def reap(session: Session, *, dry_run: bool = False) -> ReapReport:
 
 def drain(session: Session) -> tuple[list[int], list[int]]:
     """Bring the spool in: the run ids that it ended, and those of the runs launched into the freed slots."""
-    launcher = launch.choose_configured()
     files = spool.pending()
     if not files:
         return [], []
@@ -54,4 +54,4 @@ def drain(session: Session) -> tuple[list[int], list[int]]:
         session.store, [file.outcome for file in files], now=session.now
     )
     spool.unlink(files)
-    return sorted(settled.ended + settled.requeued), claims.launch_all(session.store, claimed, launcher)
+    return sorted(settled.ended + settled.requeued), claims.launch_all(session.store, claimed)

@@ -28,7 +28,6 @@ def run_now(
     """
     with session.store.read() as snapshot:
         settings = session.settings(snapshot)
-        eta = slot_eta_sec(snapshot, session.now)
     claimant = finish.claimant_now(session.now, settings)
     with session.store.write() as tx:
         job = find(tx, job_id)
@@ -46,7 +45,7 @@ def run_now(
         claimed = tx.claim(claimant, cap=cap, only=run_id)
         if not claimed:
             # Leaving the block by an exception rolls the row back.
-            raise _full(settings, eta)
+            raise _full(settings, slot_eta_sec(tx, session.now, own=run_id))
         if force:
             _audit_bypass(tx, session, job, claimed[0].run, settings, reason)
     return claimed[0]
@@ -59,7 +58,7 @@ def _refuse_when_paused(tx: ReadTx, now: Millis) -> None:
 
 def _refuse_when_running(tx: ReadTx, job: Job) -> None:
     live = tx.live_runs_of(job.job_id)
-    if live and job.overlap != "allow":
+    if live:
         raise JobRunning(
             f"{job.job_id} has a live run already: {live[0].run_id}, {live[0].status}",
             hint=f"carolctl show-run {live[0].run_id}",
@@ -68,7 +67,13 @@ def _refuse_when_running(tx: ReadTx, job: Job) -> None:
 
 
 def _full(settings: Settings, eta: int | None) -> CapacityFull:
-    when = "unknown" if eta is None else f"in about {eta} s"
+    if settings.max_concurrent == 0:
+        return CapacityFull(
+            "the cap is 0: nothing is run",
+            hint="carolctl config set schedule.max_concurrent N, or --force --reason TEXT",
+            slot_eta_sec=None,
+        )
+    when = "at an unknown time" if eta is None else f"in about {eta} s"
     return CapacityFull(
         f"all {settings.max_concurrent} slots are taken; the next one is free {when}",
         hint="try again then, or --force --reason TEXT",
@@ -95,13 +100,13 @@ def _audit_bypass(
     )
 
 
-def slot_eta_sec(tx: ReadTx, now: Millis) -> int | None:
-    """Seconds until a slot is free for a newcomer: the live runs' expected ends, those who wait before it first.
+def slot_eta_sec(tx: ReadTx, now: Millis, *, own: int | None = None) -> int | None:
+    """Seconds until a slot is free for the run `own`: the live runs' expected ends, those who wait before it first.
 
     A run is expected to take the median of its job's latest durations, and at most its lease.
     """
     live = tx.live_runs()
-    waiting = sum(run.status == "queued" for run in live)
+    waiting = sum(run.status == "queued" and run.run_id != own for run in live)
     ends = sorted(_expected_end(tx, run, now) for run in live if run.status in OCCUPYING)
     if not ends:
         return None

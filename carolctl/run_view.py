@@ -37,7 +37,7 @@ def document(run: Run) -> dict[str, Any]:
 def elapsed_sec(run: Run, now: Millis) -> int | None:
     """Seconds from its start, or else its claim, to its end, or else to now."""
     begin = run.started_at or run.slot_claimed_at
-    if begin is None:
+    if begin is None or run.status == "queued":
         return None
     return max(0, ((run.completed_at or now) - begin) // 1000)
 

@@ -7,6 +7,7 @@ not a plain file of our own is moved to ``bad`` and never read: a link, a FIFO, 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -23,7 +24,6 @@ from carolctl.lockguard import require_unlocked
 from carolctl.model import Outcome
 
 _MAX_BYTES = 64 * 1024
-_MAX_FILES = 5000
 _END_OF_CALENDAR = 253_402_300_800_000
 
 
@@ -59,7 +59,7 @@ def pending() -> list[SpoolFile]:
     require_unlocked("reading the spool")
     folder = os.path.join(places.spool(), "new")
     try:
-        names = sorted(os.listdir(folder))[:_MAX_FILES]
+        names = sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
     found = []
@@ -67,10 +67,12 @@ def pending() -> list[SpoolFile]:
         path = os.path.join(folder, name)
         try:
             found.append(SpoolFile(path, _outcome(_read(path))))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, TypeError, KeyError, RecursionError, BadData):
+        except (ValueError, TypeError, KeyError, RecursionError, BadData):
             set_aside(path)
+        except OSError as trouble:
+            # Gone, or not to be read now: it may hold a good outcome. A link is never followed, so never read.
+            if trouble.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                set_aside(path)
     return found
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from carolctl import launch, policy, spool
 from carolctl.failpoints import failpoint
+from carolctl.finish import globally_paused
 from carolctl.model import OCCUPYING, Claimed, HttpAction, Job, Outcome, Run
 from carolctl.settle import Settled
 from carolctl.store.runs import Claimant
@@ -34,10 +35,12 @@ class Sweep:
     #: Every run that holds a slot: a process that several share ends only with all of them.
     occupying: tuple[Run, ...] = ()
 
-    @property
-    def settled_runs(self) -> set[int]:
-        """The runs that this sweep ends: no longer live for the plans of the same tick."""
-        return {file.outcome.run_id for file in self.spooled} | {run.run_id for run, _ in self.ends}
+    def ends_run(self, run: Run) -> bool:
+        """Whether the run's present claim ends here: it is no longer live for the plans of the same tick."""
+        claim = (run.run_id, run.claim_no)
+        return any(claim == (ended.run_id, ended.claim_no) for ended, _ in self.ends) or any(
+            claim == (file.outcome.run_id, file.outcome.claim_no) for file in self.spooled
+        )
 
     def is_empty(self) -> bool:
         """Whether there is nothing to write."""
@@ -107,6 +110,11 @@ def bury_the_dead(sweep: Sweep) -> None:
     dead = [run for run, _ in sweep.ends if run.status == "running" and run.pid is not None]
     if dead:
         launch.bury(dead)
+
+
+def unless_paused(tx: WriteTx, sweep: Sweep, claimant: Claimant) -> Sweep:
+    """Under the lock: a pause that came after the look leaves only the spool to be taken in."""
+    return Sweep(spooled=sweep.spooled) if globally_paused(tx, claimant.now) else sweep
 
 
 def outcomes_to_settle(tx: WriteTx, sweep: Sweep) -> list[Outcome]:

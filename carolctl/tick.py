@@ -99,7 +99,8 @@ def tick(session: Session, *, dry_run: bool = False) -> TickReport:
     else:
         report.queued, report.running = _count(picture.live)
     if not dry_run:
-        _act(session, launcher, plan, to_launch, asked, report)
+        waiting = len(picture.due) if picture.settings.max_concurrent == 0 else 0
+        _act(session, launcher, plan, to_launch, asked, report, waiting=waiting)
     report.elapsed_ms = round((time.perf_counter() - began) * 1000, 3)
     return report
 
@@ -154,23 +155,21 @@ def make_plan(picture: Picture, swept: sweep.Sweep, now: Millis) -> Plan:
 def _plan_firings(
     picture: Picture, swept: sweep.Sweep, now: Millis
 ) -> tuple[tuple[Firing, ...], list[DamagedJob]]:
-    counts = policy.count_scheduled(run for run in picture.live if run.run_id not in swept.settled_runs)
+    counts = policy.count_scheduled(run for run in picture.live if not swept.ends_run(run))
     firings, broken = [], []
     for job in picture.due:
         try:
-            slots = timing.schedule_of(job)
-        except Exception as problem:  # noqa: BLE001 - a bad row steps aside and never stops the others
-            broken.append(DamagedJob(job.job_id, f"schedule: {problem}"))
-            continue
-        firings.append(
-            policy.plan_firing(
+            firing = policy.plan_firing(
                 job,
-                slots,
+                timing.schedule_of(job),
                 now=now,
                 offset_ms=timing.spread_ms(job),
                 live=counts.get(job.job_id, policy.LiveScheduled()),
             )
-        )
+        except Exception as problem:  # noqa: BLE001 - a bad row steps aside and never stops the others
+            broken.append(DamagedJob(job.job_id, f"schedule: {problem}"))
+        else:
+            firings.append(firing)
     return tuple(firings), broken
 
 
@@ -211,6 +210,10 @@ def _write(
 ) -> tuple[list[Claimed], list[Run]]:
     """The one transaction: spooled outcomes first, then verdicts, firings, the slot claim, audit."""
     now, settings = claimant.now, picture.settings
+    if finish.globally_paused(tx, now):
+        # The pause came after the look.
+        plan = Plan(sweep=sweep.unless_paused(tx, plan.sweep, claimant), tick_gap=plan.tick_gap)
+        report.paused = True
     settled = settle(tx, sweep.outcomes_to_settle(tx, plan.sweep), now=now, settings=settings)
     swept = sweep.apply(tx, plan.sweep, settled, claimant)
     report.reaped = sorted(swept.leases + swept.lost)
@@ -306,6 +309,8 @@ def _act(
     to_launch: list[Claimed],
     asked: list[Run],
     report: TickReport,
+    *,
+    waiting: int,
 ) -> None:
     """After COMMIT: stop, launch, empty the spool, leave the stamp."""
     require_unlocked("acting on a tick")
@@ -314,6 +319,8 @@ def _act(
     report.launched = claims.launch_all(session.store, to_launch, launcher)
     failpoint("tick-launched")
     spool.unlink(plan.sweep.spooled)
+    if waiting:
+        warn(f"the cap is 0: {waiting} due jobs wait")
     for before, _ in plan.reanchored:
         warn(
             f"{before.job_id}: its watermark lay more than 26 h ahead of the clock and starts again from now"

@@ -21,8 +21,13 @@ def run(arguments: list[str]) -> int:
     """Run the command that `arguments` describe; every error becomes one line and its exit code."""
     as_json = "--json" in _before_separator(arguments)
     try:
-        output.announce_pinned_clock()
-        return _dispatch(arguments)
+        if not as_json:
+            output.announce_pinned_clock(as_json=False)
+        code = _dispatch(arguments)
+        if as_json:
+            # An error says it in its own line, so that this one line is all that standard error holds.
+            output.announce_pinned_clock(as_json=True)
+        return code
     except CarolError as error:
         output.report_error(error, as_json=as_json)
         return error.code

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
+
+from carolctl.config import whole_number
 
 Db = Annotated[
     str | None,
@@ -16,7 +19,21 @@ PlannerDb = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id")]
-RunId = Annotated[int, typer.Argument(metavar="RUN", help="Run id", min=1)]
+
+
+def number(least: int) -> Callable[[str], int]:
+    """A parser of plain whole numbers: not ``1_0``, and nothing that a database could not hold."""
+
+    def parse(text: str | int) -> int:
+        try:
+            return whole_number(str(text), least=least)
+        except ValueError as problem:
+            raise typer.BadParameter(f"{problem}: {text}") from None
+
+    return parse
+
+
+RunId = Annotated[int, typer.Argument(metavar="RUN", help="Run id", parser=number(1))]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Compute it all in a rolled-back transaction")]
 
 

@@ -39,14 +39,18 @@ def report_error(error: CarolError, *, as_json: bool) -> None:
     """The one line of an error, on standard error."""
     if as_json:
         line = {"error": error.name, "message": error.message, "hint": error.hint, **error.details}
+        if "CAROL_NOW" in os.environ:
+            line["rehearsal"] = os.environ["CAROL_NOW"]
         print(json.dumps(line), file=sys.stderr)  # noqa: T201
     else:
         hint = f" (hint: {error.hint})" if error.hint else ""
         note(f"{error.message}{hint}")
 
 
-def announce_pinned_clock() -> None:
+def announce_pinned_clock(*, as_json: bool) -> None:
     """Say on standard error that the clock stands still, while ``CAROL_NOW`` is set."""
     pinned = os.environ.get("CAROL_NOW")
-    if pinned:
+    if pinned and as_json:
+        print(json.dumps({"rehearsal": pinned}), file=sys.stderr)  # noqa: T201
+    elif pinned:
         note(f"rehearsal: the clock stands at {pinned} (CAROL_NOW)")

@@ -11,10 +11,10 @@ import typer
 
 from carolctl import clock, run_view
 from carolctl.cli.app import application
-from carolctl.cli.options import Db, JobId, Json, RunId, help_epilog
-from carolctl.cli.output import print_json, print_lines, safe
+from carolctl.cli.options import Db, JobId, Json, RunId, help_epilog, number
+from carolctl.cli.output import note, print_json, print_lines, safe
 from carolctl.errors import Exit, NotFound, Refused, UsageError
-from carolctl.model import FAILURE_CLASSES, LIVE, Millis, Outcome, Run
+from carolctl.model import FAILURE_CLASSES, LIVE, CommandAction, Millis, Outcome, Run
 from carolctl.session import Session, open_session
 from carolctl.store.runs import RunFilter
 
@@ -204,10 +204,16 @@ def run_job(
 
 
 def _wait_for(session: Session, run_id: int) -> Run:
+    said = 1
     while True:
         run = _existing_run(session, run_id)
         if run.status not in LIVE:
             return run
+        if run.attempt > said and run.status == "queued":
+            said = run.attempt
+            note(
+                f"run {run_id}: try {said - 1} failed; a tick starts the next from {clock.iso(run.not_before)}"
+            )
         time.sleep(_WAIT_POLL_SEC)
 
 
@@ -249,32 +255,47 @@ def cancel_run(run_id: RunId, db: Db = None, as_json: Json = False) -> int:
 )
 def finish_run(
     run_id: RunId,
-    claim: Annotated[int, typer.Option("--claim", metavar="N", min=1, help="Claim number, from CAROL_CLAIM")],
+    claim: Annotated[
+        int, typer.Option("--claim", metavar="N", parser=number(1), help="Claim number, from CAROL_CLAIM")
+    ],
     status: Annotated[str, typer.Option("--status", metavar="STATUS", help="completed or failed")],
     reason: Annotated[
         str | None, typer.Option("--reason", metavar="CLASS", help="Failure class [sdk_error]")
     ] = None,
-    turns: Annotated[int | None, typer.Option("--turns", metavar="N", min=0, help="Turns it took")] = None,
+    turns: Annotated[
+        int | None, typer.Option("--turns", metavar="N", parser=number(0), help="Turns it took")
+    ] = None,
     summary: Annotated[str | None, typer.Option("--summary", metavar="T", help="One line of result")] = None,
     db: Db = None,
     as_json: Json = False,
 ) -> int:
-    """Record how a run ended, for agents whose endpoint answered 202. An old claim changes nothing."""
+    """Record how a run ended, for agents whose endpoint answered 202. An old claim changes nothing.
+
+    What still runs here for a command that is finished so is asked to end.
+    """
     from carolctl import claims, finish, launch
 
     session = open_session(db)
     outcome = _outcome(run_id, claim, status, reason, turns, summary, session.now)
-    _existing_run(session, run_id)
-    launcher = launch.choose_configured()
+    run, is_command = _existing_run(session, run_id), _is_command(session, run_id)
     settled, claimed, spooled = finish.settle_or_spool(session.store, [outcome], now=session.now)
-    claims.launch_all(session.store, claimed, launcher)
-    if run_id in settled.stale:
+    if is_command and run_id in settled.ended:
+        launch.stop([run])
+    claims.launch_all(session.store, claimed)
+    if not spooled and run_id not in (*settled.ended, *settled.requeued):
         raise Refused(f"claim {claim} of run {run_id} is not its present one, or the run has ended")
     if as_json:
         print_json({"run_id": run_id, "status": status, "spooled": spooled})
     else:
         print_lines([f"run {run_id} {status}{', in the spool until the store is free' if spooled else ''}"])
     return Exit.OK
+
+
+def _is_command(session: Session, run_id: int) -> bool:
+    with session.store.read() as tx:
+        run = tx.run(run_id)
+        job = tx.job(run.job_id) if run else None
+    return job is not None and isinstance(job.action, CommandAction)
 
 
 def _outcome(
@@ -377,8 +398,12 @@ def _row(run: Run, now: Millis) -> list[object]:
 
 
 def _why(run: Run) -> str | None:
+    from carolctl.cli import render
+
     reason = run.failure_reason or run.skip_reason or run.stop_reason
     many = f"{run.coalesced} slots" if run.coalesced > 1 else None
+    if run.status == "queued" and run.attempt > 1:
+        reason = f"try {run.attempt} from {render.moment(run.not_before)}"
     return ", ".join(word for word in (reason, many) if word) or None
 
 

@@ -17,6 +17,7 @@ from carolctl.lockguard import require_unlocked
 
 _POLL_SEC = (0.002, 0.008)
 _PROGRESS_STEPS = 100_000
+_ROOM_FOR_SIDE_FILES = 64 * 1024
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "afs", "fuse.", "ceph", "gluster", "lustre", "ncpfs")
 
 #: SQLite's error name, by prefix and in this order: the error of ours, what to say, the hint.
@@ -56,12 +57,23 @@ def explained(path: str, deadline_ms: int) -> Iterator[None]:
                 hint="try again; CAROL_BUSY_TIMEOUT_MS sets how long to wait",
                 database=path,
             ) from error
+        if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")) and _is_full(path):
+            name = "SQLITE_FULL"
         for prefix, kind, text, hint in _EXPLANATIONS:
             if name.startswith(prefix):
                 raise kind(f"{path} {text}", hint=hint) from error
         if "no such table" in str(error) or "no such column" in str(error):
             raise NotFound(f"{path}: {error}", hint="is this the right database?") from error
         raise
+
+
+def _is_full(path: str) -> bool:
+    """Whether the disk has no room for SQLite's side files, which it reports as a fault of the disk."""
+    try:
+        facts = os.statvfs(os.path.dirname(path))
+    except OSError:
+        return False
+    return facts.f_bavail * facts.f_frsize < _ROOM_FOR_SIDE_FILES
 
 
 def is_busy(error: sqlite3.Error) -> bool:

@@ -21,7 +21,8 @@ SELECT (SELECT user_version FROM pragma_user_version) = :version
    AND NOT EXISTS (SELECT 1 FROM scheduled_jobs WHERE status = 'active' AND last_scheduled_for > :ahead)
    AND NOT EXISTS (SELECT 1 FROM runs WHERE status IN ('queued', 'claimed', 'running'))
    AND NOT EXISTS (SELECT 1 FROM ledger_outbox)
-   AND NOT EXISTS (SELECT 1 FROM meta WHERE key = 'paused_until')
+   AND NOT EXISTS (SELECT 1 FROM meta WHERE key = 'paused_until'
+                      AND (value GLOB '*[^0-9]*' OR CAST(value AS INTEGER) > :now))
 """
 
 

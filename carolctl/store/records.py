@@ -52,10 +52,10 @@ PruneTable = Literal["runs", "schedule_firing_metrics", "events", "audit_log"]
 _OLD: dict[PruneTable, tuple[str, str]] = {
     "runs": (
         "run_id",
-        """completed_at < :before AND run_id NOT IN (
-             SELECT max(run_id) FROM runs AS kept WHERE kept.job_id = runs.job_id
-                AND kept.status IN ('completed', 'failed') GROUP BY kept.status)
-           AND run_id NOT IN (SELECT run_id FROM ledger_outbox)""",
+        """completed_at < :before AND run_id NOT IN (SELECT run_id FROM ledger_outbox)
+           AND (status NOT IN ('completed', 'failed') OR EXISTS (
+                SELECT 1 FROM runs AS newer WHERE newer.job_id = runs.job_id
+                   AND newer.run_id > runs.run_id AND newer.status = runs.status))""",
     ),
     "schedule_firing_metrics": ("run_id, attempt", "completed_at < :before"),
     "events": ("rowid", "received_at < :before"),

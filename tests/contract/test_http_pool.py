@@ -145,7 +145,9 @@ def test_an_http_lease_that_ran_out_before_the_start_sends_nothing(yard: Yard, e
     assert endpoint.seen == []
 
 
-def test_a_stopped_http_runner_records_what_is_under_way_and_goes(yard: Yard, endpoint: Endpoint) -> None:
+def test_a_stop_ends_the_http_runs_that_were_asked_and_then_the_whole_runner(
+    yard: Yard, endpoint: Endpoint
+) -> None:
     held = endpoint.on("/held", Reply(hold=threading.Event()))
     runner = yard.spawn(*calls(yard, held, held, endpoint.url("/quick")))
     endpoint.wait_for(3)
@@ -153,10 +155,13 @@ def test_a_stopped_http_runner_records_what_is_under_way_and_goes(yard: Yard, en
     with yard.store.write() as tx:
         tx.set_stop_reason(1, 1, "cancelled", now=clock.now())
     launch.stop([yard.row(1)])
+    yard.until_status("cancelled", 1)
+    assert yard.row(2).status == "running"
+    launch.stop([yard.row(2)])
     assert runner.wait(timeout=5) == 0
     assert [(run.status, run.failure_reason) for run in yard.rows()] == [
         ("cancelled", None),
-        ("failed", "aborted"),
+        ("failed", "outcome_unknown"),
         ("completed", None),
     ]
 

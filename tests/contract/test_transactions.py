@@ -629,7 +629,7 @@ def refused(carol: Carol) -> str:
     """The one line with which a tick says that it may not."""
     done = ticked(carol)
     assert (done.code, done.out) == (Exit.NOT_PERMITTED, "")
-    _, line = done.err.splitlines()
+    [line] = done.err.splitlines()
     assert done.error()["error"] == "not_permitted"
     return line
 

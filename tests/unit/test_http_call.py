@@ -134,8 +134,6 @@ def test_other_methods(endpoint: Endpoint, method: str, has_body: bool) -> None:
         {"payload": {"not json": object()}},
         {"method": "TRACE"},
         {"method": "GET /x HTTP/1.1\r\nA: b"},
-        {"ca_file": "/no/such/ca.pem"},
-        {"ca_file": "/etc/hostname"},
     ],
 )
 def test_what_cannot_be_sent_is_refused_here(shared: Endpoint, action: dict[str, Any]) -> None:
@@ -682,3 +680,13 @@ def test_a_tls_handshake_without_an_end_does_not_outlast_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, taking_at_most(1.2):
         result = call(f"https://127.0.0.1:{server.getsockname()[1]}/", seconds=0.6)
     assert result.failure_reason == "http_error"
+
+
+@pytest.mark.parametrize("ca_file", ["/no/such/ca.pem", "/etc/hostname"])
+def test_a_ca_file_that_cannot_be_used_refuses_https_and_leaves_http_alone(
+    shared: Endpoint, ca_file: str
+) -> None:
+    url = shared.url("/plain")
+    assert call(url, ca_file=ca_file).kind == "completed"
+    refused = call(url.replace("http:", "https:"), ca_file=ca_file)
+    assert (refused.failure_reason, refused.tries) == ("launch_failed", 0)
