@@ -23,10 +23,13 @@ _SELECT_BY_ID = f"{_SELECT} WHERE run_id IN (SELECT value FROM json_each(?)) ORD
 # What is live is written out in the very words of the index ``runs_live``, redundant as it looks: SQLite uses a
 # partial index only where it sees its condition, and would read every run that ever was, under the lock.
 _CLAIM = f"""
-WITH candidate AS (
+WITH occupied AS (
+  SELECT count(*) AS slots FROM runs WHERE status IN ('queued', 'claimed', 'running') AND status <> 'queued'
+), candidate AS (
   SELECT q.run_id, coalesce(j.max_run_duration_sec, :lease_sec) * 1000 AS lease_ms
     FROM runs AS q JOIN scheduled_jobs AS j ON j.job_id = q.job_id
-   WHERE q.status = 'queued' AND q.status IN ('queued', 'claimed', 'running')
+   WHERE (SELECT slots FROM occupied) < :cap
+     AND q.status = 'queued' AND q.status IN ('queued', 'claimed', 'running')
      AND (q.not_before IS NULL OR q.not_before <= :now)
      AND (q.source <> 'scheduled' OR j.status = 'active')
      AND (:only IS NULL OR q.run_id = :only)
@@ -38,8 +41,7 @@ WITH candidate AS (
                        AND (l.not_before IS NULL OR l.not_before <= :now)
                        AND (l.source <> 'scheduled' OR j.status = 'active')))))
    ORDER BY j.priority DESC, q.queued_at, q.run_id
-   LIMIT max(0, :cap - (SELECT count(*) FROM runs
-                         WHERE status IN ('queued', 'claimed', 'running') AND status <> 'queued'))
+   LIMIT :cap - (SELECT slots FROM occupied)
 )
 UPDATE runs
    SET status = 'claimed', claim_no = claim_no + 1, launches = 1, slot_claimed_at = :now,
