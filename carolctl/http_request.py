@@ -12,14 +12,10 @@ import requests
 from requests.structures import CaseInsensitiveDict
 
 from carolctl import __version__
+from carolctl.http_rules import FRAMING_HEADERS, HEADER_NAME, HEADER_VALUE, METHODS, METHODS_WITH_BODY
 from carolctl.model import HttpAction
 from carolctl.references import Resolver
 
-_METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
-_METHODS_WITH_BODY = {"POST", "PUT", "PATCH", "DELETE"}
-_FRAMING_HEADERS = {"connection", "content-length", "te", "trailer", "transfer-encoding", "upgrade"}
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 _URL = re.compile(r"https?://[^\s\x00-\x1f\x7f-\x9f]+", re.IGNORECASE)
 
 
@@ -50,7 +46,7 @@ def prepare(request: HttpRequest, resolver: Resolver) -> requests.PreparedReques
     if request.ca_file and url.lower().startswith("https:"):
         _check_ca_file(request.ca_file)
     headers = _headers(request, resolver)
-    body = _body(request, resolver) if method in _METHODS_WITH_BODY else None
+    body = _body(request, resolver) if method in METHODS_WITH_BODY else None
     try:
         return requests.Request(method, url, headers=headers, data=body).prepare()
     except (requests.RequestException, ValueError) as error:
@@ -59,8 +55,8 @@ def prepare(request: HttpRequest, resolver: Resolver) -> requests.PreparedReques
 
 def _method(action: HttpAction) -> str:
     method = action.method.upper()
-    if method not in _METHODS:
-        raise Unsendable(f"the method {method!r} is not one of {', '.join(sorted(_METHODS))}")
+    if method not in METHODS:
+        raise Unsendable(f"the method {method!r} is not one of {', '.join(METHODS)}")
     return method
 
 
@@ -109,11 +105,11 @@ def _headers(request: HttpRequest, resolver: Resolver) -> CaseInsensitiveDict[st
 
 
 def _check_header(name: str, value: str) -> None:
-    if not _HEADER_NAME.fullmatch(name):
+    if not HEADER_NAME.fullmatch(name):
         raise Unsendable(f"{name!r} cannot be the name of a header")
-    if name.lower() in _FRAMING_HEADERS:
+    if name.lower() in FRAMING_HEADERS:
         raise Unsendable(f"the header {name} belongs to the transport and cannot be set")
-    if not _HEADER_VALUE.fullmatch(value):
+    if not HEADER_VALUE.fullmatch(value):
         raise Unsendable(
             f"the value of the header {name} holds a line break or another character not allowed"
         )

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from carolctl.errors import UsageError
+from carolctl.http_rules import FRAMING_HEADERS, HEADER_NAME, HEADER_VALUE, METHODS, OWN_HEADERS
 from carolctl.model import Action, CatchUp, CommandAction, DstRule, HttpAction, Overlap, ScheduleKind
 
 JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 CLEAR = "none"
 """The word that takes an optional value away again."""
 
@@ -27,13 +27,7 @@ _ARGV_CAP_BYTES = 128 * 1024
 _URL_CAP = 2048
 _MAX_SPREAD_SEC = 86_400
 
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
-#: They belong to the transport, or say whose call it is.
-_RESERVED_HEADERS = {
-    "connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade",
-    "idempotency-key", "x-carol-run-id", "x-carol-claim",
-}  # fmt: skip
+_RESERVED_HEADERS = FRAMING_HEADERS | OWN_HEADERS | {"host"}
 _SECRET_HEADERS = {"authorization", "proxy-authorization", "cookie", "x-api-key", "x-auth-token"}
 _REFERENCES = ("${env:", "${file:")
 _HIDDEN = "[redacted]"
@@ -273,11 +267,11 @@ def _headers(lines: list[str]) -> dict[str, str]:
 
 
 def _check_header(name: str, colon: str, value: str) -> None:
-    if not colon or not _HEADER_NAME.fullmatch(name):
+    if not colon or not HEADER_NAME.fullmatch(name):
         raise UsageError(f"{name[:80]!a} is not 'Name: value'", field="header")
     if name.lower() in _RESERVED_HEADERS:
         raise UsageError(f"{name} is set by the program itself", field="header")
-    if not _HEADER_VALUE.fullmatch(value):
+    if not HEADER_VALUE.fullmatch(value):
         raise UsageError(f"the value of {name} holds a line break or a character not allowed", field="header")
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
-from carolctl import clock, job_values, schedule
+from carolctl import clock, http_rules, job_values, schedule
 from carolctl.errors import BadSchedule, UsageError
 from carolctl.legacy_cells import (
     Cell,
@@ -178,8 +178,8 @@ def _read_http(url: str, cells: Row) -> tuple[HttpAction, list[str]]:
     method = method_name(cells.get("http_method"))
     payload, is_json = payload_of(cells.get("payload_json"))
     problems = _url_problems(url.strip())
-    if method not in job_values.METHODS:
-        problems.append(f"http_method {method[:20]!r} is not one of {', '.join(job_values.METHODS)}")
+    if method not in http_rules.METHODS:
+        problems.append(f"http_method {method[:20]!r} is not one of {', '.join(http_rules.METHODS)}")
     if not is_json:
         problems.append("payload_json is no usable JSON (it is kept as text)")
     action = HttpAction(url=_escaped(url.strip()), method=method, payload=_map_text(payload, _escaped))

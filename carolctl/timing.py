@@ -8,6 +8,9 @@ from carolctl import schedule
 from carolctl.model import Job, Millis
 from carolctl.schedule import Schedule
 
+FAR = Millis(7_258_118_400_000)
+"""The year 2200, where schedules end."""
+
 
 def schedule_of(job: Job) -> Schedule:
     """The schedule of a job, from its compiled fields where they are current. Raises `BadSchedule`."""

@@ -12,7 +12,7 @@ import typer
 from carolctl import clock, config
 from carolctl.cli.app import application
 from carolctl.cli.options import Db, Json, help_epilog
-from carolctl.cli.output import note, print_json, print_lines
+from carolctl.cli.output import note, print_json, print_lines, tell
 from carolctl.errors import NotFound, UsageError
 from carolctl.model import DstRule, Millis, ScheduleKind
 from carolctl.notices import warn
@@ -94,7 +94,7 @@ def set_setting(key: Key, value: Value, db: Db = None, as_json: Json = False) ->
     session = open_session(db, create=True)
     changed = _write(session, "config set", key, str(meant))
     document = {"key": key, "value": meant, "changed": changed}
-    _tell(f"{key} is {meant}" if changed else f"{key} is {meant} already", document, as_json=as_json)
+    tell(f"{key} is {meant}" if changed else f"{key} is {meant} already", document, as_json=as_json)
     variable = config.BY_KEY[key].env
     if variable and variable in os.environ:
         note(f"{variable} is set here and stands above it")
@@ -116,14 +116,7 @@ def unset_setting(key: Key, db: Db = None, as_json: Json = False) -> None:
     line = (
         f"{key} is {'none' if default is None else default}, its default" if changed else f"{key} was not set"
     )
-    _tell(line, {"key": key, "value": default, "changed": changed}, as_json=as_json)
-
-
-def _tell(line: str, document: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(document)
-    else:
-        print_lines([line])
+    tell(line, {"key": key, "value": default, "changed": changed}, as_json=as_json)
 
 
 def _known(key: str) -> config.Setting:
@@ -203,9 +196,11 @@ def next_times(
 
     Across the clock changes of its zone; no job store is needed.
     """
+    from carolctl import timing
+
     since = clock.now() if after is None else clock.parse_iso(after, field="after")
     times = _parsed(expr, timezone, dst_rule, since)
-    slots = list(islice(times.between(since, _FAR), count))
+    slots = list(islice(times.between(since, timing.FAR), count))
     if as_json:
         print_json(
             {"expr": times.expr, "timezone": times.timezone, "next": [clock.iso(slot) for slot in slots]}
@@ -217,10 +212,6 @@ def next_times(
     if times.timezone != "UTC":
         columns.append(render.Column(name=times.timezone, least=20))
     render.table(None, columns, [_row(slot, times.timezone)[: len(columns)] for slot in slots])
-
-
-#: The year 2200, where schedules end.
-_FAR = Millis(7_258_118_400_000)
 
 
 def _parsed(expr: str, timezone: str, dst_rule: str, since: Millis) -> Schedule:

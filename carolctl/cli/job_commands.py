@@ -12,7 +12,7 @@ from carolctl import clock, global_pause
 from carolctl.cli.app import application
 from carolctl.cli.job_options import describes_a_job
 from carolctl.cli.options import Db, JobId, Json, help_epilog
-from carolctl.cli.output import print_json, print_lines
+from carolctl.cli.output import print_json, print_lines, tell
 from carolctl.errors import Refused, UsageError
 from carolctl.job_values import Said
 from carolctl.model import Job, Millis
@@ -40,8 +40,6 @@ Reason = Annotated[
 
 _UPCOMING = 5
 _RUNS_SHOWN = 5
-#: The year 2200, where schedules end.
-_FAR = Millis(7_258_118_400_000)
 
 
 @application.command(
@@ -68,7 +66,7 @@ def add_job(job_id: NewJobId, *, said: Said, db: Db = None, as_json: Json = Fals
     jobs.add(session, job)
     _warn_of_literal_secrets(job)
     document = {"job_id": job.job_id, "changed": True, "job": _document(job)}
-    _tell(f"added {_outlook(job)}", document, as_json=as_json)
+    tell(f"added {_outlook(job)}", document, as_json=as_json)
 
 
 @application.command(
@@ -130,7 +128,7 @@ def remove_job(
             raise Refused("nothing was removed")
     cancelled = jobs.remove(session, job_id, cancel=cancel)
     ended = f"; runs cancelled: {', '.join(map(str, cancelled))}" if cancelled else ""
-    _tell(
+    tell(
         f"removed {job_id}{ended}",
         {"job_id": job_id, "changed": True, "cancelled": cancelled},
         as_json=as_json,
@@ -221,7 +219,7 @@ def _upcoming(job: Job, now: Millis) -> list[tuple[Millis, Millis]]:
     if times is None:
         return []
     offset = timing.spread_ms(job)
-    slots = islice(times.between(now, _FAR), _UPCOMING)
+    slots = islice(times.between(now, timing.FAR), _UPCOMING)
     return [(slot, Millis(slot + offset)) for slot in slots]
 
 
@@ -263,7 +261,7 @@ def _pause_all(session: Session, for_: str | None, reason: str | None, *, as_jso
     until = None if for_ is None else Millis(session.now + 1000 * parse_duration(for_, field="for"))
     changed = jobs.pause_all(session, until=until, reason=reason)
     document = {"paused": True, "until": clock.iso(until), "changed": changed}
-    _tell(_said_of_pause(document), document, as_json=as_json)
+    tell(_said_of_pause(document), document, as_json=as_json)
 
 
 @application.command(
@@ -282,7 +280,7 @@ def resume(job_id: MaybeJob = None, db: Db = None, as_json: Json = False) -> Non
     session = open_session(db)
     if job_id is None:
         changed = jobs.resume_all(session)
-        _tell(
+        tell(
             "resumed" if changed else "nothing was paused",
             {"paused": False, "changed": changed},
             as_json=as_json,
@@ -298,22 +296,15 @@ def resume(job_id: MaybeJob = None, db: Db = None, as_json: Json = False) -> Non
 # -- telling ---------------------------------------------------------------------------------------------------
 
 
-def _tell(line: str, document: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(document)
-    else:
-        print_lines([line])
-
-
 def _tell_unchanged(job_id: str, line: str, *, as_json: bool) -> None:
-    _tell(line, {"job_id": job_id, "changed": False}, as_json=as_json)
+    tell(line, {"job_id": job_id, "changed": False}, as_json=as_json)
 
 
 def _tell_change(change: Change, line: str, *, as_json: bool) -> None:
     document = {"job_id": change.after.job_id, "changed": True, "columns": change.columns()}
     skipped = sum(row.coalesced for row in change.skipped)
     told = f"{line}; slots skipped: {skipped}" if skipped else line
-    _tell(told, document | {"skipped": skipped, "job": _document(change.after)}, as_json=as_json)
+    tell(told, document | {"skipped": skipped, "job": _document(change.after)}, as_json=as_json)
 
 
 def _spoken(change: Change) -> list[str]:

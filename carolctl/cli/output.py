@@ -30,6 +30,14 @@ def print_lines(lines: Iterable[str]) -> None:
         print(safe(line))  # noqa: T201
 
 
+def tell(line: str, document: Any, *, as_json: bool) -> None:
+    """What a command did: as a document, or in a line for people."""
+    if as_json:
+        print_json(document)
+    else:
+        print_lines([line])
+
+
 def note(text: str) -> None:
     """One line of talk on standard error."""
     print(f"carolctl: {safe(text)}", file=sys.stderr)  # noqa: T201
