@@ -100,7 +100,7 @@ def plan_firing(job: Job, slots: Slots, *, now: Millis, offset_ms: int, live: Li
     if len(fresh) == COALESCED_LIMIT:
         # Put off for so long that they are too many for a row each.
         rows += _skipped(slots, fresh_after, Millis(fresh[0] - 1), "catch_up_limit")
-    rows += [_gated(SlotRow(scheduled_for=slot, slots_from=slot, coalesced=1), gate) for slot in fresh]
+    rows += _fresh_rows(fresh, gate)
     next_slot = slots.next_after(Millis(max(until, after)))
     return Firing(
         job_id=job.job_id,
@@ -136,6 +136,18 @@ def _caught_up(job: Job, slots: Slots, after: Millis, until: Millis, gate: _Gate
     for slot in newest:
         gate.admit(always=True)
         rows.append(SlotRow(scheduled_for=slot, slots_from=slot, coalesced=1))
+    return rows
+
+
+def _fresh_rows(fresh: Iterable[Millis], gate: _Gate) -> list[SlotRow]:
+    """A row a slot; neighbours that overlap share one, or a job of every second would leave thirty a tick."""
+    rows: list[SlotRow] = []
+    for slot in fresh:
+        row = _gated(SlotRow(scheduled_for=slot, slots_from=slot, coalesced=1), gate)
+        if rows and row.skip_reason and rows[-1].skip_reason:
+            last = rows.pop()
+            row = replace(row, slots_from=last.slots_from, coalesced=last.coalesced + 1)
+        rows.append(row)
     return rows
 
 
@@ -216,7 +228,8 @@ def judge(
     """What becomes of a run that holds a slot and has no finish file in the spool.
 
     Death is proved, not only timed, and a live owner is stopped before its slot is freed. `liveness` is
-    ``unknown`` where there is no owner to look at: not started, accepted by the other side, another host.
+    ``unknown`` where there is no owner to look at, or none to be seen: not started, accepted by the other side,
+    another host, a /proc that hides it. Such a run ends with its lease alone.
     """
     elapsed = elapsed_ms(run, now=now, boottime_ms=boottime_ms, boot_id=boot_id)
     assert run.lease_expires_at is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -43,7 +44,7 @@ def say(*lines: str) -> None:
 
 def carolctl(*arguments: str, quiet: bool = False) -> str:
     if not quiet:
-        print("$ carolctl " + " ".join(arguments), flush=True)
+        print("$ carolctl " + shlex.join(arguments), flush=True)
     done = subprocess.run([*CAROLCTL, *arguments], stdout=None if not quiet else subprocess.PIPE, text=True)
     if done.returncode:
         print(f"(exit code {done.returncode})", flush=True)
@@ -76,6 +77,7 @@ def tour(home: Path, url: str) -> None:
         f"A legacy planner database with 27 jobs lies in {planner}. They move into a store of",
         "their own in one transaction, are read back and proved equal by checksum. The source is only read.",
     )
+    print(f"$ export CAROL_DATA_DIR={home} CAROL_PLANNER_DB={planner}")
     carolctl("migrate-jobs")
     carolctl("list-jobs")
     say("The job list is ours now: an edit lands even while somebody holds the planner's write lock.")

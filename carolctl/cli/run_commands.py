@@ -363,12 +363,12 @@ def _print_runs(runs: list[Run], now: Millis) -> None:
         Column(name="job", least=12, overflow="fold"),
         Column(name="status", least=9),
         Column(name="why", least=10, dispensable=1),
-        Column(name="slot", least=17, dispensable=2),
-        Column(name="started", least=17, dispensable=3),
+        Column(name="slot", least=17, dispensable=3),
+        Column(name="started", least=17, dispensable=4),
         Column(name="took", least=5, justify="right"),
         Column(name="try", least=3, justify="right", dispensable=5),
         Column(name="source", least=9, dispensable=6),
-        Column(name="summary", least=20, dispensable=4),
+        Column(name="summary", least=16, dispensable=2),
     ]
     render.table(None, columns, [_row(run, now) for run in runs])
 

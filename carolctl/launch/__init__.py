@@ -49,7 +49,7 @@ class Launcher(Protocol):
 
 
 def choose(name: str, *, db: str | None = None, home: str | None = None) -> Launcher:
-    """The launcher of that name: ``process``, ``systemd``, or ``auto`` for what is there.
+    """The launcher of that name: ``process``, or ``auto``, which is the same in this version.
 
     Called before anything is claimed. Raises `Unavailable` where no service manager answers, `BadConfig`
     where the chosen one would not let the runs live.

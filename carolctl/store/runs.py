@@ -262,7 +262,7 @@ class RunWrites(RunReads):
     def accept(self, run_id: int, claim_no: int) -> bool:
         """The other side took the work on (202): from here the run lives under its lease alone."""
         cursor = self._connection.execute(
-            "UPDATE runs SET unit = NULL, pid = NULL, pid_start = NULL"
+            "UPDATE runs SET unit = NULL, pid = NULL, pid_start = NULL, http_status = 202"
             " WHERE run_id = ? AND claim_no = ? AND status = 'running'",
             (run_id, claim_no),
         )

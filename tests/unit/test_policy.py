@@ -262,6 +262,11 @@ def test_live_scheduled_runs_are_counted_by_job() -> None:
     }
 
 
+def test_neighbouring_slots_that_overlap_share_a_row() -> None:
+    rows, _ = plan(job(every="10s"), Slots(T0 + n * 10 * SECOND for n in range(1, 9)), T0 + 50 * SECOND)
+    assert rows == [(10 * SECOND, 10 * SECOND, 1, None), (20 * SECOND, 50 * SECOND, 4, "overlap")]
+
+
 def test_an_overlap_row_keeps_how_many_slots_it_stands_for() -> None:
     rows, _ = plan(job(), hourly(), T0 + 5 * HOUR + 30 * MINUTE, live=LiveScheduled(total=1))
     assert rows == [(HOUR, 5 * HOUR, 5, "overlap")]
