@@ -49,7 +49,7 @@ def multiply(home: Home, count: int, *, due: int = 0) -> None:
         columns = [row[1] for row in connection.execute("PRAGMA table_info(scheduled_jobs)")]
         copied = ", ".join(columns)
         changed = ", ".join("printf('job-%07d', n)" if name == "job_id" else name for name in columns)
-        connection.execute("BEGIN")
+        connection.execute("BEGIN IMMEDIATE")
         connection.execute(
             f"""
             WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < ?)

@@ -677,7 +677,7 @@ def test_a_home_that_cannot_be_made_is_not_permitted(tmp_path: Path) -> None:
 # -- network file systems ----
 
 _MOUNTS = """\
-22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/sda2 rw
 23 22 0:20 / /proc rw - proc proc rw
 30 22 0:40 / {base}/nfs rw,relatime shared:9 - nfs4 server:/export rw
 31 30 0:41 / {base}/nfs/local rw - xfs /dev/sdb1 rw
