@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -222,3 +224,28 @@ def test_the_pinned_clock_is_said_on_every_output(carol: Carol, home: Path) -> N
         assert "2026-03-01T00:00:00Z" in carol(*command, CAROL_NOW="2026-03-01T00:00:00Z").err
     refused = carol("tick", CAROL_NOW="yesterday")
     assert (refused.code, "CAROL_NOW" in refused.err) == (2, True)
+
+
+def test_an_edit_of_a_migrated_job_lands_while_its_dispatch_is_in_flight_and_the_planner_database_is_locked(
+    carol: Carol, home: Path, tmp_path: Path
+) -> None:
+    planner = tmp_path / "plangenerator.db"
+    with Endpoint() as endpoint:
+        script = Path(__file__).parents[2] / "scripts" / "make_planner_db.py"
+        subprocess.run(
+            [sys.executable, str(script), str(planner), "--endpoint", endpoint.url("")],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        assert carol("migrate-jobs", "--planner-db", str(planner)).code == 0
+        url = carol("show-job", "gen-tasks-01", "--json").json()["action"]["url"]
+        endpoint.on(url.removeprefix(endpoint.url("")), Reply(delay=3))
+        assert carol("run-job", "gen-tasks-01").code == 0
+        endpoint.wait_for(1)
+        foreign = sqlite3.connect(planner, isolation_level=None)
+        foreign.execute("BEGIN EXCLUSIVE")
+        edited = carol("edit-job", "gen-tasks-01", "--daily-at", "00:05", CAROL_BUSY_TIMEOUT_MS="500")
+        assert (edited.code, edited.err) == (0, "")
+        assert statuses(carol) == ["running"]
+        foreign.close()
+        assert wait_until(lambda: all_ended(carol))[0]["status"] == "completed"
