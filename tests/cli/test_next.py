@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.builders import Carol, Result
+from tests.unit.test_schedule import made_up_line
 
 Inside = Callable[..., Result]
 
@@ -96,3 +98,23 @@ def test_what_cannot_be_meant_is_refused(inside: Inside, arguments: list[str], c
     assert answer.code == 2
     assert answer.err.startswith(f"carolctl: {complaint}")
     assert answer.err.count("\n") == 1
+
+
+def test_two_thousand_made_up_lines_each_give_times_or_one_clear_line(inside: Inside) -> None:
+    dice = random.Random(20_261_121)
+    codes = []
+    for _ in range(2_000):
+        line = made_up_line(dice)
+        # Behind a dash the line would be read as an option, as it would in a shell.
+        answer = inside("next", "--count", "1", "--", line)
+        codes.append(answer.code)
+        if answer.code == 0:
+            assert len(answer.out.splitlines()) == 2, line
+            assert answer.err == "", line
+        else:
+            assert (answer.code, answer.out) == (2, ""), (line, answer)
+            [said] = answer.err.splitlines()
+            assert said.startswith("carolctl: "), line
+            assert "Traceback" not in said, line
+            assert said.isprintable(), line
+    assert 300 < codes.count(0) < 1_700
