@@ -244,3 +244,13 @@ class Firing:
     watermark: Millis
     next_fire_at: Millis | None
     rows: tuple[SlotRow, ...]
+
+    @property
+    def fired(self) -> int:
+        """How many runs it queues."""
+        return sum(row.skip_reason is None for row in self.rows)
+
+    @property
+    def suppressed(self) -> int:
+        """How many slots it skips because a run of the job lives."""
+        return sum(row.coalesced for row in self.rows if row.skip_reason == "overlap")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from carolctl import claims, finish, launch, places, policy, spool, sweep, timing
@@ -239,28 +239,22 @@ def _fire(tx: WriteTx, plan: Plan, now: Millis, report: TickReport) -> None:
     moved = tx.advance_jobs(plan.firings, now=now)
     won = [firing for firing in plan.firings if firing.job_id in moved]
     rows = tx.insert_slot_rows(won, now=now, max_turns=plan.max_turns)
-    report.fired = [run_id for run_id, _, status in rows if status == "queued"]
-    report.skipped = [run_id for run_id, _, status in rows if status == "skipped"]
-    tx.count_firings(_counts(won, rows), now=now)
+    report.fired = [run_id for run_id, _, status, _ in rows if status == "queued"]
+    report.skipped = [run_id for run_id, _, status, _ in rows if status == "skipped"]
+    if len(rows) < sum(len(firing.rows) for firing in won):
+        tx.count_firings(_surplus(won, rows), now=now)
 
 
-def _counts(
-    won: Sequence[Firing], rows: Sequence[tuple[int, str, str]]
-) -> list[tuple[str, int, int, int | None]]:
-    fired: dict[str, list[int]] = {}
-    for run_id, job_id, status in rows:
-        if status == "queued":
-            fired.setdefault(job_id, []).append(run_id)
-    return [
-        (
-            firing.job_id,
-            len(fired.get(firing.job_id, ())),
-            sum(row.coalesced for row in firing.rows if row.skip_reason == "overlap"),
-            max(fired.get(firing.job_id, ()), default=None),
-        )
-        for firing in won
-        if firing.rows
-    ]
+def _surplus(
+    won: Sequence[Firing], rows: Sequence[tuple[int, str, str, int]]
+) -> Iterator[tuple[str, int, int]]:
+    """What was counted for slots that had their rows already, after the clock was set back: to be taken back."""
+    for firing in won:
+        new = [row for row in rows if row[1] == firing.job_id]
+        fired = sum(status == "queued" for _, _, status, _ in new)
+        suppressed = sum(row[3] for row in new)
+        if (fired, suppressed) != (firing.fired, firing.suppressed):
+            yield firing.job_id, fired - firing.fired, suppressed - firing.suppressed
 
 
 def _defer(tx: WriteTx, plan: Plan, picture: Picture, now: Millis) -> list[str]:

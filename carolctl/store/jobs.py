@@ -115,18 +115,24 @@ class JobWrites(JobReads):
         )
 
     def advance_jobs(self, firings: Sequence[Firing], *, now: Millis) -> set[str]:
-        """Move watermarks and wake-ups by compare-and-swap, in one statement; the ids of those that moved.
+        """Move watermarks, wake-ups and counters by compare-and-swap, in one statement; the ids of those that moved.
 
         A job that another tick advanced, or that was edited or paused since the snapshot, stays as it is.
         """
-        plan = [(f.job_id, f.schedule_rev, f.watermark_before, f.watermark, f.next_fire_at) for f in firings]
+        plan = [
+            (f.job_id, f.schedule_rev, f.watermark_before, f.watermark, f.next_fire_at, f.fired, f.suppressed)
+            for f in firings
+        ]
         rows = self._connection.execute(
             """
             UPDATE scheduled_jobs
                SET last_scheduled_for = plan.watermark, next_fire_at = plan.next_fire_at, deferred_at = NULL,
-                   updated_at = :now
+                   firing_count = firing_count + plan.fired,
+                   suppression_count = suppression_count + plan.suppressed,
+                   last_fired_at = iif(plan.fired > 0, :now, last_fired_at), updated_at = :now
               FROM (SELECT value ->> 0 AS job_id, value ->> 1 AS schedule_rev, value ->> 2 AS watermark_before,
-                           value ->> 3 AS watermark, value ->> 4 AS next_fire_at
+                           value ->> 3 AS watermark, value ->> 4 AS next_fire_at, value ->> 5 AS fired,
+                           value ->> 6 AS suppressed
                       FROM json_each(:plan)) AS plan
              WHERE scheduled_jobs.job_id = plan.job_id AND scheduled_jobs.status = 'active'
                AND scheduled_jobs.schedule_rev = plan.schedule_rev
@@ -137,21 +143,13 @@ class JobWrites(JobReads):
         ).fetchall()
         return {job_id for (job_id,) in rows}
 
-    def count_firings(self, counts: Iterable[tuple[str, int, int, int | None]], *, now: Millis) -> None:
-        """Add to the counters of jobs: (job_id, fired, suppressed, last run id or None)."""
-        self._connection.execute(
-            """
-            UPDATE scheduled_jobs
-               SET firing_count = firing_count + plan.fired,
-                   suppression_count = suppression_count + plan.suppressed,
-                   last_fired_at = CASE WHEN plan.fired > 0 THEN :now ELSE last_fired_at END,
-                   last_run_id = coalesce(plan.run_id, last_run_id)
-              FROM (SELECT value ->> 0 AS job_id, value ->> 1 AS fired, value ->> 2 AS suppressed,
-                           value ->> 3 AS run_id
-                      FROM json_each(:plan)) AS plan
-             WHERE scheduled_jobs.job_id = plan.job_id
-            """,
-            {"plan": to_json(list(counts)), "now": now},
+    def count_firings(self, counts: Iterable[tuple[str, int, int]], *, now: Millis) -> None:
+        """Add to the counters of jobs: (job_id, fired, suppressed); negative numbers take back."""
+        self._connection.executemany(
+            "UPDATE scheduled_jobs SET firing_count = firing_count + ?2,"
+            " suppression_count = suppression_count + ?3, last_fired_at = iif(?2 > 0, ?4, last_fired_at)"
+            " WHERE job_id = ?1",
+            [(*count, now) for count in counts],
         )
 
     def defer_jobs(self, jobs: Iterable[Job], *, now: Millis, until: Millis) -> list[str]:

@@ -152,8 +152,8 @@ class RunWrites(RunReads):
 
     def insert_slot_rows(
         self, firings: Sequence[Firing], *, now: Millis, max_turns: dict[str, int | None]
-    ) -> list[tuple[int, str, str]]:
-        """Write the rows of the firings in one statement: (run_id, job_id, status) of those that are new.
+    ) -> list[tuple[int, str, str, int]]:
+        """Write the rows of the firings in one statement; of those that are new (run_id, job_id, status, suppressed).
 
         A slot that already has its row is left alone: one firing per slot.
         """
@@ -170,7 +170,7 @@ class RunWrites(RunReads):
             for firing in firings
             for row in firing.rows
         ]
-        rows: list[tuple[int, str, str]] = self._connection.execute(
+        rows: list[tuple[int, str, str, int]] = self._connection.execute(
             """
             INSERT INTO runs (job_id, source, scheduled_for, slots_from, coalesced, schedule_rev, status,
                               skip_reason, queued_at, completed_at, max_turns)
@@ -179,7 +179,7 @@ class RunWrites(RunReads):
                    iif(value ->> 5 IS NULL, NULL, :now), value ->> 6
               FROM json_each(:plan) WHERE true
             ON CONFLICT (job_id, scheduled_for) WHERE source = 'scheduled' DO NOTHING
-            RETURNING run_id, job_id, status
+            RETURNING run_id, job_id, status, iif(skip_reason = 'overlap', coalesced, 0)
             """,
             {"plan": to_json(plan), "now": now},
         ).fetchall()

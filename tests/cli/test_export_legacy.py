@@ -238,7 +238,7 @@ def test_the_job_store_is_only_read(carol: Carol, demo: Path, tmp_path: Path, st
 
 def test_a_job_that_ran_here_shows_it(carol: Carol, demo: Path, tmp_path: Path, store: Opener) -> None:
     with store(carol.home).write() as tx:
-        tx.count_firings([("gen-tasks-01", 1, 0, None)], now=at("2026-02-02T00:00:00.500Z"))
+        tx.count_firings([("gen-tasks-01", 1, 0)], now=at("2026-02-02T00:00:00.500Z"))
         tx.set_job_columns("gen-tasks-01", {"last_status": "failed", "updated_at": T0})
     exported(carol, tmp_path / "back.db")
     back = cells(tmp_path / "back.db")["gen-tasks-01"]

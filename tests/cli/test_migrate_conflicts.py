@@ -37,7 +37,7 @@ def test_running_pausing_and_resuming_here_and_running_there_are_no_conflicts(
     assert carol("resume", "paused-scan", **NOW).code == 0
     with store(carol.home).write() as tx:
         tx.set_job_columns("triage-inbox", {"last_status": "failed", "failure_streak": 2, "updated_at": T0})
-        tx.count_firings([("triage-inbox", 1, 0, None)], now=at("2026-02-01T00:05:00Z"))
+        tx.count_firings([("triage-inbox", 1, 0)], now=at("2026-02-01T00:05:00Z"))
     change(
         demo, "UPDATE scheduled_jobs SET last_run_at = 'now', run_count = 99, next_run_at = 1, updated_at = 2"
     )
@@ -112,7 +112,7 @@ def test_overwrite_gives_the_source_the_last_word_and_keeps_the_traces(
 ) -> None:
     migrated(carol, demo)
     with store(carol.home).write() as tx:
-        tx.count_firings([("gen-tasks-01", 3, 0, None)], now=at("2026-02-01T00:00:00Z"))
+        tx.count_firings([("gen-tasks-01", 3, 0)], now=at("2026-02-01T00:00:00Z"))
     edit = ("--every", "1h", "--max-turns", "5", "--description", "mine")
     assert carol("edit-job", "gen-tasks-01", *edit, **NOW).code == 0
     report = migrated(carol, demo, "--overwrite", CAROL_NOW="2026-02-01T02:30:00Z")
