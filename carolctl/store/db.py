@@ -113,6 +113,8 @@ def _prepare(connection: sqlite3.Connection, path: str, *, deadline_ms: int, cre
     if not create:
         migrate.refuse_empty(path, version)
     connection.execute("PRAGMA synchronous = FULL")
+    # With the default of 2 MB a large tick would spill its own pages while it holds the lock.
+    connection.execute("PRAGMA cache_size = -32768")
     connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_SIZE_LIMIT}")
     if version < SCHEMA_VERSION:
         _upgrade(connection, path, deadline_ms)
