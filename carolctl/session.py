@@ -28,16 +28,22 @@ class Session:
         return config.resolve(tx.settings_table(), os.environ, warn)
 
 
-def open_session(db: str | None = None, *, create: bool = False) -> Session:
+def open_session(db: str | None = None, *, create: bool = False, planner_db: str | None = None) -> Session:
     """Read the clock and open the job store (`db`, else the environment's); see `open_store` for the errors.
 
-    An explicit `db` is put into the environment, so that a run that is launched from here finds the same store.
+    An explicit `db` or `planner_db` is put into the environment, so that a run that is launched from here finds
+    the same store, and mirrors into the same ledger.
     """
     if db:
         os.environ["CAROL_SCHEDULER_DB"] = os.path.abspath(db)
+    if planner_db:
+        os.environ["CAROL_PLANNER_DB"] = os.path.abspath(planner_db)
     now = clock.now()
     store = open_store(
-        places.scheduler_db(), deadline_ms=config.busy_timeout_ms(os.environ, warn), create=create
+        places.scheduler_db(),
+        deadline_ms=config.busy_timeout_ms(os.environ, warn),
+        create=create,
+        mirrored=places.planner_db() is not None,
     )
     return Session(store=store, now=now, actor=actor())
 

@@ -29,10 +29,13 @@ _JOURNAL_SIZE_LIMIT = 16 * 1024 * 1024
 class Store:
     """One SQLite job store, opened."""
 
-    def __init__(self, connection: sqlite3.Connection, path: str, *, deadline_ms: int) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, path: str, *, deadline_ms: int, mirrored: bool = False
+    ) -> None:
         self._connection = connection
         self.path = path
         self._deadline_ms = deadline_ms
+        self._mirrored = mirrored
         #: How long the last write transaction held the lock, in milliseconds.
         self.write_lock_ms = 0.0
 
@@ -59,7 +62,7 @@ class Store:
             began = time.perf_counter()
             set_write_open(True)
             try:
-                yield WriteTx(self._connection)
+                yield WriteTx(self._connection, mirrored=self._mirrored)
                 failpoint("store-before-commit")
                 self._connection.execute("ROLLBACK" if dry_run else "COMMIT")
             finally:
@@ -75,9 +78,11 @@ class Store:
         self._connection.close()
 
 
-def open_store(path: str, *, deadline_ms: int, create: bool = False) -> Store:
+def open_store(path: str, *, deadline_ms: int, create: bool = False, mirrored: bool = False) -> Store:
     """Open the job store at `path`; only with `create` is a missing or empty one made.
 
+    `mirrored`: every change of a run made through it is to reach the legacy ledger, even before a tick has
+    said so in the store (`RunWrites.mirror_runs`).
     Raises `NotFound`, `NotPermitted`, `BadData` or `BadConfig`; see the table of exit codes.
     """
     require_unlocked("opening the job store")
@@ -91,7 +96,7 @@ def open_store(path: str, *, deadline_ms: int, create: bool = False) -> Store:
     except BaseException:
         connection.close()
         raise
-    return Store(connection, path, deadline_ms=deadline_ms)
+    return Store(connection, path, deadline_ms=deadline_ms, mirrored=mirrored)
 
 
 def _make_private_file(path: str) -> None:

@@ -54,6 +54,20 @@ RETURNING {column_list(RUN_COLUMNS)}
 """  # noqa: S608
 
 
+#: A version is drawn, not counted: a mark that was deleted and set again must not look like the one that a
+#: publisher has read, and a counter on the row would begin anew with the row.
+_MARK = """
+INSERT OR REPLACE INTO ledger_outbox (run_id, version)
+SELECT :run_id, random() & 0x3FFFFFFFFFFFFFFF
+ WHERE :mirrored OR EXISTS (SELECT 1 FROM meta WHERE key = 'ledger' AND value = 'on')
+"""
+_MARK_RUNNING = """
+INSERT OR REPLACE INTO ledger_outbox (run_id, version)
+SELECT run_id, random() & 0x3FFFFFFFFFFFFFFF FROM runs
+ WHERE status IN ('queued', 'claimed', 'running') AND status = 'running'
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimant:
     """Who claims, and when: written on the row, so that later anyone can prove the owner dead."""
@@ -146,9 +160,29 @@ class RunReads:
         ).fetchone()
         return row[0], row[1]
 
+    def ledger_is_mirrored(self) -> bool:
+        """Whether every change of a run leaves a dirty mark, whoever makes it: see `mirror_runs`."""
+        row = self._connection.execute("SELECT value FROM meta WHERE key = 'ledger'").fetchone()
+        return bool(row == ("on",))
+
+    def ledger_marks(self, *, after: int = 0, limit: int = 500) -> list[tuple[int, int]]:
+        """The first dirty marks of runs beyond the id `after`: (run_id, version), by run id."""
+        rows = self._connection.execute(
+            "SELECT run_id, version FROM ledger_outbox WHERE run_id > ? ORDER BY run_id LIMIT ?",
+            (after, limit),
+        )
+        return rows.fetchall()
+
 
 class RunWrites(RunReads):
-    """What may be done to runs, inside a write transaction."""
+    """What may be done to runs, inside a write transaction.
+
+    What the legacy ledger shows of a run changes in four verbs, and each leaves the dirty mark in the same
+    transaction: `start`, `end_run`, `requeue_run` and `cancel_queued`.
+    """
+
+    #: Whether this process mirrors runs, whatever the store says.
+    _mirrored = False
 
     def insert_slot_rows(
         self, firings: Sequence[Firing], *, now: Millis, max_turns: dict[str, int | None]
@@ -257,7 +291,10 @@ class RunWrites(RunReads):
             """,  # noqa: S608
             (now, pid, pid_start, unit, run_id, claim_no),
         ).fetchone()
-        return self._with_actions([run_from_row(row)])[0] if row else None
+        if row is None:
+            return None
+        self._mark(run_id)
+        return self._with_actions([run_from_row(row)])[0]
 
     def accept(self, run_id: int, claim_no: int) -> bool:
         """The other side took the work on (202): from here the run lives under its lease alone."""
@@ -289,7 +326,7 @@ class RunWrites(RunReads):
             """,
             _outcome_parameters(outcome),
         )
-        return cursor.rowcount == 1
+        return cursor.rowcount == 1 and self._mark(outcome.run_id)
 
     def requeue_run(self, outcome: Outcome, *, not_before: Millis) -> bool:
         """Claimed or running back to queued for the next attempt: same row, same idempotency key."""
@@ -304,7 +341,7 @@ class RunWrites(RunReads):
             """,
             _outcome_parameters(outcome) | {"not_before": not_before},
         )
-        return cursor.rowcount == 1
+        return cursor.rowcount == 1 and self._mark(outcome.run_id)
 
     def cancel_queued(self, run_id: int, *, now: Millis, summary: str) -> bool:
         """Queued to cancelled."""
@@ -313,7 +350,26 @@ class RunWrites(RunReads):
             " WHERE run_id = ? AND status = 'queued'",
             (now, summary, run_id),
         )
-        return cursor.rowcount == 1
+        return cursor.rowcount == 1 and self._mark(run_id)
+
+    def mirror_runs(self) -> None:
+        """From here on every change of a run leaves a dirty mark, and what runs now has one at once."""
+        self._connection.execute("INSERT OR REPLACE INTO meta VALUES ('ledger', 'on')")
+        self._connection.execute(_MARK_RUNNING)
+
+    def clear_ledger_marks(self, marks: Sequence[tuple[int, int]]) -> int:
+        """Delete the marks that still have the version that was published; how many did."""
+        cursor = self._connection.execute(
+            "DELETE FROM ledger_outbox WHERE (run_id, version) IN"
+            " (SELECT value ->> 0, value ->> 1 FROM json_each(?))",
+            (to_json(list(marks)),),
+        )
+        return cursor.rowcount
+
+    def _mark(self, run_id: int) -> bool:
+        """The run is to be shown anew in the legacy ledger, where runs are mirrored at all; true."""
+        self._connection.execute(_MARK, {"run_id": run_id, "mirrored": self._mirrored})
+        return True
 
     def _with_actions(self, runs: Sequence[Run]) -> list[Claimed]:
         actions = {

@@ -18,3 +18,7 @@ class ReadTx(JobReads, RunReads, RecordReads):
 
 class WriteTx(JobWrites, RunWrites, RecordWrites, ReadTx):
     """One write transaction; made by `Store.write` alone. Verbs that return bool are compare-and-swaps."""
+
+    def __init__(self, connection: sqlite3.Connection, *, mirrored: bool = False) -> None:
+        super().__init__(connection)
+        self._mirrored = mirrored
