@@ -11,7 +11,7 @@ first, names the field at fault, and keeps ``L``, ``W`` and ``#`` to itself.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import cache, lru_cache
 from typing import NamedTuple
@@ -45,6 +45,17 @@ Nth = tuple[tuple[int, int], ...]
 def bits_of(mask: int) -> list[int]:
     """The positions of the bits set, ascending."""
     return [k for k in range(mask.bit_length()) if mask >> k & 1]
+
+
+def lanes(bits: int, width: int, size: int) -> Sequence[int]:
+    """How many bits are set in each of ``size`` lanes of ``width`` bits, the lowest lane first."""
+    if not bits:
+        return bytes(size)
+    each = format(bits, f"0{width * size}b").encode().translate(bytes.maketrans(b"01", b"\0\1"))[::-1]
+    if width > 255:
+        return [each.count(1, n, n + width) for n in range(0, width * size, width)]
+    # A byte holds the count of a lane, so that one addition of long numbers adds them all up.
+    return sum(int.from_bytes(each[k::width], "little") for k in range(width)).to_bytes(size, "little")
 
 
 # -- grammar ----
@@ -291,6 +302,18 @@ class CronFields:
         return (
             self._count_before(high, low // 1440) - self._count_before(low, low // 1440) if high > low else 0
         )
+
+    def bits(self, low: int, high: int) -> int:
+        """The matches in [low, high) as bits: bit n is the wall minute low + n."""
+        found, first = 0, low // 1440
+        for start, days in self._month_days(first, 1):
+            if start * 1440 >= high:
+                break
+            for day in range(max(start, first), min(start + 31, -(-high // 1440))):
+                if days >> day - start & 1:
+                    # A day early, since the first day may begin before low.
+                    found |= self.day_minutes << (day + 1) * 1440 - low
+        return found >> 1440 & ((1 << max(high - low, 0)) - 1)
 
     def days(self, low: int, high: int, step: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         """The days of [low, high) with matches, descending if ``step`` is -1, and those in ms of the day."""

@@ -25,7 +25,7 @@ here reads the clock, or any file but the zone data: `zoneinfo` takes the system
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from functools import lru_cache
@@ -37,6 +37,7 @@ from carolctl import cronfields
 from carolctl.cronfields import DAY_MS, END_YEAR, EPOCH_DAY, FIRST_YEAR, CronFields
 from carolctl.errors import BadSchedule, UsageError
 from carolctl.model import DstRule, Millis, ScheduleKind
+from carolctl.progression import Progression
 
 _DAY = 86_400
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -56,7 +57,7 @@ class Schedule:
     dst_rule: DstRule
     #: What `parse` takes as ``compiled`` to do without croniter; None for every kind but cron.
     compiled: str | None
-    _slots: _Progression | _WallClock = field(repr=False)
+    _slots: Progression | _WallClock = field(repr=False)
 
     def next_after(self, after: Millis) -> Millis | None:
         """The first slot strictly after; None when there is none before the year 2200."""
@@ -78,6 +79,13 @@ class Schedule:
         """The slots in (after, until], ascending and lazily."""
         return cast("Iterator[Millis]", self._slots.between(after, until))
 
+    def tallies(self, start: Millis, width: int, size: int) -> Sequence[int]:
+        """How many slots lie in each of ``size`` intervals ``width`` ms wide, the first from ``start`` on.
+
+        An interval has its start and not its end. ``width`` is a whole number of minutes.
+        """
+        return self._slots.tallies(start, width, size)
+
 
 def parse(
     kind: ScheduleKind,
@@ -96,7 +104,7 @@ def parse(
     the field of the line.
     """
     _zone(timezone)
-    slots: _Progression | _WallClock
+    slots: Progression | _WallClock
     match kind:
         case "cron":
             expr, fields, compiled = _cron(expr, compiled)
@@ -107,12 +115,12 @@ def parse(
         case "every":
             period = _duration(expr, "every", BadSchedule) * 1000
             expr = expr.strip() + ("" if expr.strip()[-1] in _UNITS else "s")
-            slots, compiled = _Progression(anchor_at + period, period), None
+            slots, compiled = Progression(anchor_at + period, period), None
         case "at":
             expr, instant = _at(expr, timezone)
-            slots, compiled = _Progression(instant, 1, 1), None
+            slots, compiled = Progression(instant, 1, 1), None
         case "manual":
-            expr, slots, compiled = "", _Progression(0, 1, 0), None
+            expr, slots, compiled = "", Progression(0, 1, 0), None
         case _:
             assert_never(kind)
     return Schedule(
@@ -267,38 +275,6 @@ def _offset(zone: tzinfo, at: int) -> int:
     return int(cast(timedelta, datetime.fromtimestamp(at, zone).utcoffset()).total_seconds())
 
 
-class _Progression(NamedTuple):
-    """``size`` instants ``step`` apart from ``first`` on: ``every``, ``at`` (one) and ``manual`` (none)."""
-
-    first: int
-    step: int
-    size: int = 1 << 62
-
-    def _upto(self, at: int) -> int:
-        return min(max((at - self.first) // self.step + 1, 0), self.size)
-
-    def _range(self, after: int, until: int) -> range:
-        low, high = self._upto(after), self._upto(until)
-        return range(self.first + low * self.step, self.first + high * self.step, self.step)
-
-    def next_after(self, after: int) -> int | None:
-        number = self._upto(after)
-        return self.first + number * self.step if number < self.size else None
-
-    def latest_at(self, at: int) -> int | None:
-        number = self._upto(at)
-        return self.first + (number - 1) * self.step if number else None
-
-    def tally(self, after: int, until: int, limit: int) -> int:
-        return len(self._range(after, until))
-
-    def newest(self, after: int, until: int, limit: int) -> list[int]:
-        return list(self._range(after, until)[-limit:])
-
-    def between(self, after: int, until: int) -> Iterator[int]:
-        return iter(self._range(after, until))
-
-
 class _WallClock:
     """Cron fields laid over a zone: ``cron`` and ``daily_at``."""
 
@@ -350,6 +326,18 @@ class _WallClock:
             if total >= limit:
                 break
         return total
+
+    def tallies(self, start: int, width: int, size: int) -> Sequence[int]:
+        minutes, found = width // 60_000, []
+        for s, low, high, made_up in self._spans(start - 1, start + width * size - 1, 1):
+            if made_up:
+                found.append(cronfields.lanes(1 << (s.start * 1000 - start) // 60_000, minutes, size))
+            first = ((low * 60 - s.offset) * 1000 - start) // 60_000
+            found.append(cronfields.lanes(self._fields.bits(low, high) << first, minutes, size))
+        # Two stretches stay apart: where a zone was off by seconds, two of their slots may share a minute.
+        return (
+            found[0] if len(found) == 1 else [sum(counts) for counts in zip(bytes(size), *found, strict=True)]
+        )
 
     def newest(self, after: int, until: int, limit: int) -> list[int]:
         back = chain.from_iterable(run[::-1] for run in self._runs(after, until, -1))

@@ -113,7 +113,10 @@ def test_nothing_below_imports_the_command_line() -> None:
     assert above == set()
 
 
-_PURE = ("carolctl.model", "carolctl.policy", "carolctl.schedule", "carolctl.cronfields", "carolctl.forecast")
+_PURE = (
+    "carolctl.model", "carolctl.policy", "carolctl.schedule", "carolctl.cronfields", "carolctl.progression",
+    "carolctl.forecast", "carolctl.rearrange",
+)  # fmt: skip
 _IO = {
     "os", "io", "sys", "time", "socket", "ssl", "sqlite3", "subprocess", "signal", "select", "shutil", "pathlib",
     "tempfile", "glob", "fcntl", "threading", "multiprocessing", "asyncio", "http", "urllib", "random", "secrets",
