@@ -1,4 +1,4 @@
-"""The entry point. An idle tick is answered here, before anything expensive is imported.
+"""The entry point. An idle tick and an emit are answered here, before anything expensive is imported.
 
 The tick's unit runs this file by its path under ``-I -S``: to look through site-packages takes a tenth of an idle
 tick, which needs nothing from there. Whatever turns out to be more than an idle tick gets them then.
@@ -19,6 +19,10 @@ def main() -> None:
         from carolctl.store.idle import answer_idle_tick
 
         answer_idle_tick(arguments[1:])
+    if arguments and arguments[0] == "emit":
+        from carolctl.emit import answer
+
+        arguments[1:] = answer(arguments[1:])
     _prepare()
     from carolctl.cli.entry import run
 

@@ -26,7 +26,7 @@ def cancel_runs(store: Store, runs: Sequence[Run], *, now: Millis) -> tuple[list
     probed = launch.probe(runs, host=clock.hostname(), boot_id=clock.boot_id())
     # After the probe: an owner that left its outcome there and died is seen dead, but with its file.
     claims = {(run.run_id, run.claim_no) for run in runs}
-    home = [file for file in spool.pending() if (file.outcome.run_id, file.outcome.claim_no) in claims]
+    home = [file for file in spool.pending(claims) if (file.outcome.run_id, file.outcome.claim_no) in claims]
     gone = [run for run in runs if probed[run.run_id] == "dead"]
     launch.bury(gone)
     dead = {(run.run_id, run.pid, run.pid_start) for run in gone}

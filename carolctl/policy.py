@@ -239,6 +239,8 @@ def judge(
         return _judge_claimed(run, elapsed, lease_ms=run.lease_expires_at - run.slot_claimed_at)
     if liveness == "alive":
         return _judge_alive(run, now, expired=expired)
+    if run.stop_reason == "turn_limit_exceeded" and (expired or _is_ownerless(run)):
+        return End("turn_limit_exceeded", "it used more turns than it may, and no owner is alive")
     if expired or (run.stop_reason is not None and _is_ownerless(run)):
         return End("lease_expired", "the lease ran out and no owner is alive")
     if liveness == "unknown":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -39,6 +41,29 @@ def elapsed_sec(run: Run, now: Millis) -> int | None:
     begin = run.started_at or run.slot_claimed_at
     if begin is None or run.status == "queued":
         return None
+def event_documents(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events by column name, instants in ISO 8601."""
+    return [
+        event | {name: clock.iso(event[name]) for name in ("emitted_at", "received_at")} for event in events
+    ]
+
+
+def in_words(name: str, value: Any) -> Any:
+    """A member of a run's document for people."""
+    if name == "logs":
+        return ", ".join(value)
+    return "; ".join(_event_in_words(event) for event in value) if name == "events" else value
+
+
+def _event_in_words(event: dict[str, Any]) -> str:
+    words = [event["emitted_at"], event["kind"]]
+    if event["turns"] is not None:
+        words.append(f"turns {event['turns']}")
+    if event["data"] is not None:
+        words.append(json.dumps(event["data"], separators=(",", ":"))[:80])
+    return " ".join(words)
+
+
     return max(0, ((run.completed_at or now) - begin) // 1000)
 
 

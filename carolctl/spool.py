@@ -1,8 +1,9 @@
 """Outcomes that could not be written: one small file each, durable before anyone relies on it.
 
-A file is written in ``tmp``, synced, renamed into ``new``, and the folder synced. It is unlinked only after the
-COMMIT that took it in; taking it in twice changes nothing, because an outcome is a compare-and-swap. Whatever is
-not a plain file of our own is moved to ``bad`` and never read: a link, a FIFO, somebody else's, an endless one.
+A file is written by `spool_write`. It is unlinked only after the COMMIT that took it in; taking it in twice changes
+nothing, because an outcome is a compare-and-swap. Whatever is not a plain file of our own is moved to ``bad`` with
+its reason beside it, and never read: a link, a FIFO, somebody else's, an endless one. Events lie in the same folder
+and are read by the same means (see `events`), but never stand in the way of an outcome.
 """
 
 from __future__ import annotations
@@ -12,18 +13,25 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import cast
+from itertools import islice
+from typing import Protocol, TypeVar, cast
 
 from carolctl import places
 from carolctl.errors import BadData
-from carolctl.failpoints import failpoint
+from carolctl.event_values import MAX_BYTES
 from carolctl.lockguard import require_unlocked
 from carolctl.model import Outcome
+from carolctl.spool_write import folder, put
 
-_MAX_BYTES = 64 * 1024
+T = TypeVar("T")
+
+EVENT_PREFIX = "event-"
+_MOST_NAMES = 20_000
+"""How many names are looked at in one go: a flood of a million must not cost a tick its time."""
+
 _END_OF_CALENDAR = 253_402_300_800_000
 
 
@@ -35,49 +43,93 @@ class SpoolFile:
     outcome: Outcome
 
 
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A file that no transaction could take in, and why."""
+
+    path: str
+    reason: str
+
+
+class _File(Protocol):
+    @property
+    def path(self) -> str: ...
+
+
 def leave(outcome: Outcome) -> str:
     """Write one outcome durably; its path. Raises OSError when the disk does not take it."""
-    require_unlocked("writing to the spool")
-    name = f"finish-{outcome.run_id}-{outcome.claim_no}.json"
-    temporary = os.path.join(_folder("tmp"), f"{name}.{os.getpid()}")
-    target = os.path.join(_folder("new"), name)
-    descriptor = os.open(
-        temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    return put(
+        _name(outcome.run_id, outcome.claim_no), json.dumps({"kind": "finish"} | asdict(outcome)).encode()
     )
-    with open(descriptor, "wb") as file:
-        file.write(json.dumps({"kind": "finish"} | asdict(outcome)).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    failpoint("spool-before-rename")
-    os.rename(temporary, target)
-    _sync_folder(os.path.dirname(target))
-    return target
 
 
-def pending() -> list[SpoolFile]:
-    """The outcomes that wait in ``new``; what cannot be used is moved to ``bad``."""
+def _name(run_id: int, claim_no: int) -> str:
+    return f"finish-{run_id}-{claim_no}.json"
+
+
+def pending(claims: Iterable[tuple[int, int]] = (), *, dry_run: bool = False) -> list[SpoolFile]:
+    """The outcomes that wait in ``new``; what cannot be used is moved to ``bad``, unless `dry_run`.
+
+    Those of `claims` (run id, claim number) are looked for by name, and so are found in any flood.
+    """
+    files, unusable = found(claims)
+    if not dry_run:
+        for file in unusable:
+            set_aside(file)
+    return files
+
+
+def found(claims: Iterable[tuple[int, int]] = ()) -> tuple[list[SpoolFile], list[Unusable]]:
+    """As `pending`, with what cannot be used left where it is."""
     require_unlocked("reading the spool")
-    folder = os.path.join(places.spool(), "new")
+    named = (os.path.join(new_folder(), _name(*claim)) for claim in claims)
+    files: list[SpoolFile] = []
+    unusable: list[Unusable] = []
+    for path in sorted({*paths(events=False), *named}):
+        taken = understood(path, _outcome)
+        if isinstance(taken, Unusable):
+            unusable.append(taken)
+        elif taken is not None:
+            files.append(SpoolFile(path, taken))
+    return files, unusable
+
+
+def new_folder() -> str:
+    """Where the files wait."""
+    return os.path.join(places.spool(), "new")
+
+
+def paths(*, events: bool) -> Iterator[str]:
+    """The files in ``new`` that are named as events, or all the others, among the first 20,000 of the folder."""
     try:
-        names = sorted(os.listdir(folder))
+        listing = os.scandir(new_folder())
     except FileNotFoundError:
-        return []
-    found = []
-    for name in names:
-        path = os.path.join(folder, name)
-        try:
-            found.append(SpoolFile(path, _outcome(_read(path))))
-        except (ValueError, TypeError, KeyError, RecursionError, BadData):
-            set_aside(path)
-        except OSError as trouble:
-            # Gone, or not to be read now: it may hold a good outcome. A link is never followed, so never read.
-            if trouble.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
-                set_aside(path)
-    return found
+        return
+    with listing:
+        for entry in islice(listing, _MOST_NAMES):
+            if entry.name.startswith(EVENT_PREFIX) == events:
+                yield entry.path
 
 
-def unlink(files: Iterable[SpoolFile]) -> None:
-    """Remove files whose outcomes are committed."""
+def understood(path: str, understand: Callable[[bytes], T]) -> T | Unusable | None:
+    """What `understand` makes of a file; why it cannot be used; or None where it is gone or not to be read now."""
+    try:
+        return understand(_read(path))
+    except BadData as problem:
+        return Unusable(path, problem.message)
+    except RecursionError:
+        return Unusable(path, "nested too deeply")
+    except (ValueError, TypeError, KeyError) as problem:
+        return Unusable(path, f"{type(problem).__name__}: {problem}")
+    except OSError as trouble:
+        # Gone, or not to be read now: it may hold a good word. A link is never followed, so never read.
+        if trouble.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            return Unusable(path, f"not a plain file: {trouble.strerror}")
+        return None
+
+
+def unlink(files: Iterable[_File]) -> None:
+    """Remove files whose contents are committed."""
     require_unlocked("emptying the spool")
     for file in files:
         try:
@@ -86,14 +138,25 @@ def unlink(files: Iterable[SpoolFile]) -> None:
             continue
 
 
-def set_aside(path: str) -> None:
-    """Move a file that cannot be used to ``bad``, where a person may look at it."""
-    name = os.path.join(_folder("bad"), os.path.basename(path))
-    for target in (name, f"{name}.{time.time_ns()}"):
-        # A folder does not replace one that is there and not empty.
+def set_aside(file: Unusable) -> None:
+    """Move a file that cannot be used to ``bad``, where a person may look at it, with its reason in NAME.reason."""
+    require_unlocked("moving a spool file")
+    with suppress(OSError):
+        target = os.path.join(folder("bad"), os.path.basename(file.path))
+        if os.path.isdir(target):
+            # A folder does not replace one that is there and not empty.
+            target = f"{target}.{time.time_ns()}"
+        os.lstat(file.path)
+        # The reason first: a file without one would stay so.
         with suppress(OSError):
-            os.rename(path, target)
-            return
+            _leave_reason(f"{target}.reason", file.reason)
+        os.rename(file.path, target)
+
+
+def _leave_reason(path: str, reason: str) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o600), "wb") as note:
+        note.write(f"{reason[:2000]}\n".encode(errors="backslashreplace"))
 
 
 def _read(path: str) -> bytes:
@@ -101,10 +164,14 @@ def _read(path: str) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         facts = os.fstat(file.fileno())
-        ours = stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid() and facts.st_nlink == 1
-        if not ours or facts.st_size > _MAX_BYTES:
-            raise BadData(f"{path} is not a spool file of ours")
-        return file.read(_MAX_BYTES + 1)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+            raise BadData("not a plain file, or one with several names")
+        # Whoever owns the folder may put anything into it: root may take in what the user's agents left there.
+        if facts.st_uid not in (os.geteuid(), os.stat(os.path.dirname(path)).st_uid):
+            raise BadData(f"owned by somebody else, uid {facts.st_uid}")
+        if facts.st_size > MAX_BYTES:
+            raise BadData(f"too large: {facts.st_size} bytes")
+        return file.read(MAX_BYTES + 1)
 
 
 def _outcome(content: bytes) -> Outcome:
@@ -118,12 +185,12 @@ def _outcome(content: bytes) -> Outcome:
     return Outcome(**document)
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
     return type(value) is int and abs(value) < 2**62
 
 
-def _is_instant(value: object) -> bool:
-    return _is_whole(value) and 0 <= cast(int, value) < _END_OF_CALENDAR
+def is_instant(value: object) -> bool:
+    return is_whole(value) and 0 <= cast(int, value) < _END_OF_CALENDAR
 
 
 def _is_text(value: object) -> bool:
@@ -140,28 +207,14 @@ def _or_none(check: Callable[[object], bool]) -> Callable[[object], bool]:
 
 
 _SOUND: dict[str, Callable[[object], bool]] = {
-    "run_id": _is_whole,
-    "claim_no": _is_whole,
+    "run_id": is_whole,
+    "claim_no": is_whole,
     "status": _is_text,
-    "completed_at": _is_instant,
+    "completed_at": is_instant,
     "failure_reason": _or_none(_is_text),
-    "turns": _or_none(_is_whole),
+    "turns": _or_none(is_whole),
     "summary": _or_none(_is_text),
-    "exit_status": _or_none(_is_whole),
-    "http_status": _or_none(_is_whole),
+    "exit_status": _or_none(is_whole),
+    "http_status": _or_none(is_whole),
     "retry_after_sec": _or_none(_is_pause),
 }
-
-
-def _folder(name: str) -> str:
-    path = os.path.join(places.spool(), name)
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    return path
-
-
-def _sync_folder(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -47,14 +47,18 @@ class Sweep:
         return not (self.spooled or self.ends or self.stops or self.relaunches)
 
 
-def look(live: Sequence[Run], jobs: dict[str, Job], claimant: Claimant, *, paused: bool) -> Sweep:
-    """Probe the owners of `live`, then list the spool, then judge. While paused only the spool counts."""
+def look(
+    live: Sequence[Run], jobs: dict[str, Job], claimant: Claimant, *, paused: bool, dry_run: bool = False
+) -> Sweep:
+    """Probe the owners of `live`, then list the spool, then judge.
+
+    While paused only the spool counts, and what was asked to stop before. A dry run moves nothing in the spool.
+    """
     occupying = [run for run in live if run.status in OCCUPYING]
     liveness = launch.probe(occupying, host=claimant.host, boot_id=claimant.boot_id)
     failpoint("sweep-probed")
-    spooled = tuple(spool.pending())
-    if paused:
-        return Sweep(spooled=spooled)
+    claims = [(run.run_id, run.claim_no) for run in occupying]
+    spooled = tuple(spool.pending(claims, dry_run=dry_run))
     home = {(file.outcome.run_id, file.outcome.claim_no) for file in spooled}
     verdicts = [
         (
@@ -71,7 +75,10 @@ def look(live: Sequence[Run], jobs: dict[str, Job], claimant: Claimant, *, pause
         for run in occupying
         if (run.run_id, run.claim_no) not in home
     ]
-    return _sorted_out(spooled, verdicts, claimant, occupying)
+    found = _sorted_out(spooled, verdicts, claimant, occupying)
+    if paused:
+        return Sweep(spooled=spooled, stops_again=found.stops_again, occupying=found.occupying)
+    return found
 
 
 def _is_http(job: Job | None) -> bool:
@@ -157,6 +164,10 @@ def stop_owners(sweep: Sweep, asked: Sequence[Run]) -> None:
     launch.kill([run for run, again in sweep.stops_again if again.kill and run.pid not in needed])
 
 
+#: Ends that are not a loss: what the run may use was used up, and nobody here is left to be stopped.
+_LIMITS = frozenset({"lease_expired", "turn_limit_exceeded"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swept:
     """What a sweep changed, by run id."""
@@ -172,10 +183,10 @@ def apply(tx: WriteTx, sweep: Sweep, settled: Settled, claimant: Claimant) -> Sw
     changed = {*settled.ended, *settled.requeued, *(run_id for run_id, _ in settled.damaged)}
     stopped = write_stops(tx, sweep, claimant)
     ended = [outcome for _, outcome in sweep.ends if outcome.run_id in changed]
-    expired = [outcome.run_id for outcome in ended if outcome.failure_reason == "lease_expired"]
+    expired = [outcome.run_id for outcome in ended if outcome.failure_reason in _LIMITS]
     return Swept(
         leases=sorted([*expired, *(run.run_id for run in stopped)]),
-        lost=sorted(outcome.run_id for outcome in ended if outcome.failure_reason != "lease_expired"),
+        lost=sorted(outcome.run_id for outcome in ended if outcome.failure_reason not in _LIMITS),
         relaunched=tx.reclaim(sweep.relaunches, claimant),
         stopped=stopped,
     )

@@ -15,8 +15,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from carolctl import claims, finish, launch, places, policy, spool, sweep, timing
+from carolctl import claims, drain, events, finish, launch, places, policy, spool, sweep, timing
 from carolctl.config import Settings
+from carolctl.errors import CarolError
 from carolctl.failpoints import failpoint
 from carolctl.lockguard import require_unlocked
 from carolctl.model import Claimed, Firing, Job, Millis, Run
@@ -28,6 +29,9 @@ from carolctl.store.jobs import DamagedJob
 from carolctl.store.records import AuditEntry
 from carolctl.store.runs import Claimant
 from carolctl.store.tx import ReadTx, WriteTx
+
+_FLOOD_SEC = 5.0
+"""How long a tick goes on taking events in when one batch was not enough."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,23 +88,27 @@ def tick(session: Session, *, dry_run: bool = False) -> TickReport:
         picture = take_picture(snapshot, session)
     failpoint("tick-read")
     claimant = finish.claimant_now(session.now, picture.settings)
-    swept = sweep.look(picture.live, picture.jobs_of_live, claimant, paused=picture.paused)
+    swept = sweep.look(picture.live, picture.jobs_of_live, claimant, paused=picture.paused, dry_run=dry_run)
+    batch = events.pending()
     if not dry_run:
         sweep.bury_the_dead(swept)
     plan = make_plan(picture, swept, session.now)
     report = TickReport(paused=picture.paused)
     to_launch: list[Claimed] = []
     asked: list[Run] = []
-    if _has_work(plan, picture):
+    taken = events.Taken()
+    if _has_work(plan, picture) or batch.files:
         with session.store.write(dry_run=dry_run) as tx:
             to_launch, asked = _write(tx, plan, picture, claimant, report)
+            taken = events.take_in(tx, batch.files, now=session.now)
             report.ledger["pending"] = tx.ledger_pending()
         report.write_lock_ms = round(session.store.write_lock_ms, 3)
     else:
         report.queued, report.running = _count(picture.live)
     if not dry_run:
         waiting = len(picture.due) if picture.settings.max_concurrent == 0 else 0
-        _act(session, launcher, plan, to_launch, asked, report, waiting=waiting)
+        _act(session, launcher, plan, to_launch, [*asked, *taken.stops], report, waiting=waiting)
+        _end_batch(session, batch, taken, report)
     report.elapsed_ms = round((time.perf_counter() - began) * 1000, 3)
     return report
 
@@ -322,6 +330,17 @@ def _act(
     for damaged in plan.set_aside:
         warn(f"{damaged.job_id} is set aside, paused: {damaged.problem}")
     touch_stamp(session.now)
+
+
+def _end_batch(session: Session, batch: events.Batch, taken: events.Taken, report: TickReport) -> None:
+    """The files of the events that are stored; and what a flood has left waiting, now that everything has fired."""
+    events.announce(taken)
+    events.clear(batch, taken)
+    if batch.is_full:
+        try:
+            report.launched += drain.drain(session, longest_sec=_FLOOD_SEC).launched
+        except CarolError as trouble:
+            warn(f"events wait in the spool: {trouble.message}")
 
 
 def touch_stamp(now: Millis) -> None:

@@ -39,7 +39,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "timer_commands": {
         "tick": "Fire what is due, reap what is dead, launch what got a slot.",
         "reap": "Record expired leases and lost processes, without firing anything.",
-        "drain": "Bring in outcomes that could not be written when they happened.",
+        "drain": "Bring the spool in: events, and outcomes that could not be written when they happened.",
         "prune": "Delete old runs, metrics, events and audit entries.",
     },
     "job_commands": {
@@ -59,6 +59,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "run-job": "Run a job now, if a slot is free.",
         "cancel-run": "End a run.",
         "finish-run": "Record how a run ended.",
+    },
+    "event_commands": {
+        "emit": "Leave an event about a run.",
     },
     "config_commands": {
         "next": "Show when an expression fires.",

@@ -67,12 +67,13 @@ def reap(*, db: str | None = None, as_json: bool = False, dry_run: bool = False)
 
 
 def drain(*, db: str | None = None, as_json: bool = False) -> int:
-    """Only the spool: outcomes that could not be written when they happened."""
-    from carolctl.reap import drain as run_drain
+    """Only the spool: outcomes that could not be written when they happened, and events."""
+    from dataclasses import asdict
+
+    from carolctl.drain import drain as run_drain
     from carolctl.session import open_session
 
-    drained, launched = run_drain(open_session(db))
-    _show({"drained": drained, "launched": launched}, as_json=as_json)
+    _show(asdict(run_drain(open_session(db))), as_json=as_json)
     return Exit.OK
 
 
@@ -113,7 +114,8 @@ def _phrase(key: str, value: Any) -> str:
         return f"{key} {len(value)} ({_some(value)})" if value else ""
     if key.endswith("_ms"):
         return f"write lock held {value:.1f} ms" if key == "write_lock_ms" and value else ""
-    return f"{key} {value}" if value else ""
+    label = "set aside" if key == "bad" else key
+    return f"{label} {value}" if value else ""
 
 
 def _some(values: list[Any], most: int = 8) -> str:

@@ -72,10 +72,12 @@ def list_runs(
 
 @application.command("show-run", epilog=help_epilog("carolctl show-run 42", x66="no such run"))
 def show_run(run_id: RunId, db: Db = None, as_json: Json = False) -> int:
-    """Show everything about one run."""
+    """Show everything about one run, with its last 20 events."""
     session = open_session(db)
     run = _existing_run(session, run_id)
-    document = run_view.document(run) | {"logs": run_view.log_paths(run)}
+    with session.store.read() as tx:
+        events = run_view.event_documents(tx.events_of(run_id))
+    document = run_view.document(run) | {"logs": run_view.log_paths(run), "events": events}
     if as_json:
         print_json(document)
         return Exit.OK
@@ -83,7 +85,7 @@ def show_run(run_id: RunId, db: Db = None, as_json: Json = False) -> int:
 
     render.pairs(
         f"run {run.run_id} of {run.job_id}",
-        ((name, ", ".join(value) if name == "logs" else value) for name, value in document.items() if value),
+        ((name, run_view.in_words(name, value)) for name, value in document.items() if value),
     )
     return Exit.OK
 

@@ -30,7 +30,7 @@ def reap(db: Db = None, as_json: Json = False, dry_run: DryRun = False) -> int:
     "drain", epilog=help_epilog("carolctl drain", x66="no job store yet", x75="database busy")
 )
 def drain(db: Db = None, as_json: Json = False) -> int:
-    """Bring in outcomes that could not be written when they happened."""
+    """Bring the spool in: events, and outcomes that could not be written when they happened."""
     return machine.drain(db=db, as_json=as_json)
 
 

@@ -242,7 +242,8 @@ def test_a_drain_that_ends_a_run_and_claims_the_next(
         )
     )
     found = clean(carol, "drain", "--json", CAROL_NOW=NOW)
-    assert json.loads(found["out"]) == {"drained": [run_id], "launched": [run_id + 1]}
+    done = json.loads(found["out"])
+    assert done == {"drained": [run_id], "launched": [run_id + 1], "events": 0, "bad": 0}
     wait_for_the_end(home)
 
 

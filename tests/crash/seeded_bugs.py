@@ -279,8 +279,10 @@ BUGS = (
                 "sweep.py",
                 "    liveness = launch.probe(occupying, host=claimant.host, boot_id=claimant.boot_id)\n"
                 '    failpoint("sweep-probed")\n'
-                "    spooled = tuple(spool.pending())\n",
-                "    spooled = tuple(spool.pending())\n"
+                "    claims = [(run.run_id, run.claim_no) for run in occupying]\n"
+                "    spooled = tuple(spool.pending(claims, dry_run=dry_run))\n",
+                "    claims = [(run.run_id, run.claim_no) for run in occupying]\n"
+                "    spooled = tuple(spool.pending(claims, dry_run=dry_run))\n"
                 '    failpoint("sweep-probed")\n'
                 "    liveness = launch.probe(occupying, host=claimant.host, boot_id=claimant.boot_id)\n",
             ),

@@ -55,7 +55,12 @@ def outcomes() -> list[Outcome]:
 
 
 def names(folder: Path, of: str) -> list[str]:
-    return sorted(os.listdir(folder / of))
+    """The files, without the reasons beside those that were set aside."""
+    return sorted(name for name in os.listdir(folder / of) if not name.endswith(".reason"))
+
+
+def reasons(folder: Path) -> list[str]:
+    return [path.read_text() for path in sorted((folder / "bad").glob("*.reason"))]
 
 
 # -- leaving and taking ----
@@ -258,8 +263,62 @@ def test_names_of_any_kind_are_listed(folder: Path) -> None:
 
 
 def test_a_file_that_goes_away_while_it_is_set_aside_is_no_error(folder: Path) -> None:
-    spool.set_aside(str(folder / "new" / "gone"))
-    assert names(folder, "bad") == []
+    spool.set_aside(spool.Unusable(str(folder / "new" / "gone"), "it was there"))
+    assert os.listdir(folder / "bad") == []
+
+
+def test_the_reason_lies_beside_what_is_set_aside(folder: Path) -> None:
+    put(folder, '{"kind": "finish"', "finish-1-1.json")
+    put(folder, json.dumps(document(turns="many")), "finish-2-1.json")
+    (folder / "new" / "odd").symlink_to("/etc/passwd")
+    assert outcomes() == []
+    half, unsound, link = reasons(folder)
+    assert half.startswith("JSONDecodeError: ")
+    assert unsound == "a finish file whose turns cannot be\n"
+    assert "symbolic link" in link
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (folder / "bad").glob("*.reason")} == {0o600}
+
+
+def test_a_name_too_long_for_a_reason_beside_it_is_set_aside_all_the_same(folder: Path) -> None:
+    put(folder, "?", "x" * 255)
+    assert outcomes() == []
+    assert names(folder, "bad") == ["x" * 255]
+
+
+def test_a_dry_run_moves_nothing(folder: Path) -> None:
+    put(folder, "?")
+    assert spool.pending(dry_run=True) == []
+    assert names(folder, "new") == ["finish-1-1.json"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of somebody else")
+def test_root_reads_what_the_owner_of_the_folder_left(folder: Path) -> None:
+    path = put(folder, json.dumps(document()))
+    for owned in (folder / "new", path):
+        os.chown(owned, NOBODY, NOBODY)
+    assert outcomes() == [outcome()]
+
+
+# -- in a flood ----
+
+
+def test_events_in_the_same_folder_are_left_alone(folder: Path) -> None:
+    put(folder, "whatever", "event-1.json")
+    spool.leave(outcome())
+    assert outcomes() == [outcome()]
+    assert names(folder, "new") == ["event-1.json", "finish-1-1.json"]
+
+
+def test_in_a_flood_the_outcomes_of_live_claims_are_found_by_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "_MOST_NAMES", 10)
+    for number in range(200):
+        put(folder, "", f"event-{number}.json")
+    spool.leave(outcome(1))
+    spool.leave(outcome(2))
+    found = [file.outcome.run_id for file in spool.pending([(1, 1), (2, 1), (3, 1)])]
+    assert found == [1, 2]
 
 
 # -- what a file says ----

@@ -1,0 +1,215 @@
+"""Events from the spool into the store: each once, and its effect with it, in the caller's one transaction.
+
+Incident: 22 agents wrote an event a transaction, and the first cure, a batch, let half of a failed event commit and
+acted before it was durable. Decision: a batch shares one transaction with a savepoint an event; what follows from
+an event (stopping a run that used up its turns) is done after COMMIT, and only then is its file unlinked.
+Consequence: wherever somebody is killed, a file is either still there or its event is stored whole, and taking it
+in again changes nothing.
+
+Incident: five schedules used 12,600 agent turns and starved the chat. Decision: an event that reports more turns
+than the run may use stops the run. An event never extends a lease: a run that talks is not thereby entitled to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from carolctl import spool
+from carolctl.errors import BadData
+from carolctl.event_values import MAX_ID, MAX_TURNS, is_event_id, is_event_kind, is_shallow
+from carolctl.failpoints import failpoint
+from carolctl.model import Millis, Run
+from carolctl.notices import warn
+from carolctl.settle import UNUSABLE
+from carolctl.spool import Unusable
+from carolctl.store.events import Event
+from carolctl.store.rows import to_json
+from carolctl.store.tx import WriteTx
+
+BATCH = 500
+"""How many events one transaction takes in."""
+
+_MEMBERS = {"kind", "event_id", "run_id", "event_kind", "emitted_at"}
+_OPTIONAL = {"claim", "turns", "data"}
+
+
+@dataclass(frozen=True, slots=True)
+class EventFile:
+    """One file in ``new`` and the event that it holds."""
+
+    path: str
+    event: Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What waits, up to a limit; `is_full`: there may be more."""
+
+    files: tuple[EventFile, ...] = ()
+    unusable: tuple[Unusable, ...] = ()
+    is_full: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to take in and nothing to move away."""
+        return not (self.files or self.unusable)
+
+
+@dataclass(slots=True, kw_only=True)
+class Taken:
+    """What became of a batch inside a transaction; to be acted on after its COMMIT."""
+
+    #: Stored now, or before.
+    stored: list[EventFile] = field(default_factory=list)
+    refused: list[Unusable] = field(default_factory=list)
+    new: int = 0
+    #: The runs to stop: they reported more turns than they may use.
+    stops: list[Run] = field(default_factory=list)
+
+
+# -- looking -----------------------------------------------------------------------------------------------
+
+
+def pending(limit: int = BATCH) -> Batch:
+    """Read up to `limit` event files; nothing is moved yet."""
+    files: list[EventFile] = []
+    unusable: list[Unusable] = []
+    for path in spool.paths(events=True):
+        taken = _read(path)
+        if isinstance(taken, Unusable):
+            unusable.append(taken)
+        elif taken is not None:
+            files.append(taken)
+        if len(files) + len(unusable) >= limit:
+            break
+    files.sort(key=lambda file: (file.event.emitted_at, file.event.event_id))
+    full = len(files) + len(unusable) >= limit
+    return Batch(files=tuple(files), unusable=tuple(unusable), is_full=full)
+
+
+def _read(path: str) -> EventFile | Unusable | None:
+    taken = spool.understood(path, _event)
+    if not isinstance(taken, Event):
+        return taken
+    # So that whoever replaces a file by another of its name replaces it by the same event.
+    if os.path.basename(path) != f"{spool.EVENT_PREFIX}{taken.event_id}.json":
+        return Unusable(path, f"the event in it is called {taken.event_id}")
+    return EventFile(path, taken)
+
+
+def _event(content: bytes) -> Event:
+    """The event in a file. Raises `BadData` for anything that a transaction could not take in."""
+    document = _DECODER.decode(content.decode())
+    if not isinstance(document, dict) or document.get("kind") != "event":
+        raise BadData("not an event")
+    strange = (document.keys() ^ _MEMBERS) - _OPTIONAL
+    if strange:
+        raise BadData(f"members missing or unknown: {', '.join(sorted(strange))[:200]}")
+    for name, is_sound in _SOUND.items():
+        if name in document and not is_sound(document[name]):
+            raise BadData(f"an event whose {name} cannot be")
+    return Event(
+        event_id=document["event_id"],
+        run_id=document["run_id"],
+        kind=document["event_kind"],
+        emitted_at=Millis(document["emitted_at"]),
+        turns=document.get("turns"),
+        data=to_json(document["data"]) if "data" in document else None,
+        claim_no=document.get("claim"),
+    )
+
+
+def _refuse_constant(name: str) -> object:
+    raise BadData(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if abs(value) == float("inf"):
+        raise BadData(f"{text[:80]} is no number that could be written again")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _within(least: int, most: int, value: object) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+_SOUND = {
+    "event_id": lambda value: isinstance(value, str) and is_event_id(value),
+    "event_kind": lambda value: isinstance(value, str) and is_event_kind(value),
+    "run_id": lambda value: _within(1, MAX_ID, value),
+    "claim": lambda value: _within(1, MAX_ID, value),
+    "turns": lambda value: _within(0, MAX_TURNS, value),
+    "emitted_at": spool.is_instant,
+    "data": is_shallow,
+}
+
+
+# -- taking in ---------------------------------------------------------------------------------------------
+
+
+def take_in(tx: WriteTx, files: Sequence[EventFile], *, now: Millis) -> Taken:
+    """Store the events inside the open transaction `tx`, with what they change of their runs."""
+    taken = Taken()
+    for file in files:
+        try:
+            with tx.savepoint:
+                _take_one(tx, file, taken, now=now)
+        except UNUSABLE as problem:
+            taken.refused.append(Unusable(file.path, f"{type(problem).__name__}: {problem}"))
+        else:
+            taken.stored.append(file)
+    failpoint("events-taken")
+    return taken
+
+
+def _take_one(tx: WriteTx, file: EventFile, taken: Taken, *, now: Millis) -> None:
+    event = file.event
+    if not tx.insert_event(event, now=now):
+        return
+    stopped = _count_turns(tx, event, now=now)
+    taken.new += 1
+    if stopped is not None:
+        taken.stops.append(stopped)
+
+
+def _count_turns(tx: WriteTx, event: Event, *, now: Millis) -> Run | None:
+    """Raise the run's turn count; the run, if it is to be stopped because of it."""
+    if event.turns is None:
+        return None
+    run = tx.raise_turns(event.run_id, event.turns, claim_no=event.claim_no)
+    # Not its turn count: that may be of an earlier attempt.
+    if run is None or run.max_turns is None or event.turns <= run.max_turns:
+        return None
+    if not tx.set_stop_reason(run.run_id, run.claim_no, "turn_limit_exceeded", now=now):
+        return None
+    return replace(run, stop_reason="turn_limit_exceeded")
+
+
+# -- after COMMIT ------------------------------------------------------------------------------------------
+
+
+def clear(batch: Batch, taken: Taken) -> None:
+    """After COMMIT: unlink what is stored, and move away what nobody can take in."""
+    failpoint("events-before-clear")
+    try:
+        spool.unlink(taken.stored)
+    except OSError as trouble:
+        # Taking them in once more changes nothing.
+        warn(f"events that are stored stay in the spool: {trouble.strerror}")
+    for file in (*batch.unusable, *taken.refused):
+        spool.set_aside(file)
+
+
+def announce(taken: Taken) -> None:
+    """Say which runs are stopped for their turns."""
+    for run in taken.stops:
+        warn(
+            f"run {run.run_id} of {run.job_id} used {run.turn_count} of {run.max_turns} turns: it is stopped"
+        )
