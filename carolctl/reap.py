@@ -1,13 +1,17 @@
-"""The sweep alone: expired leases and lost processes, without firing anything."""
+"""The sweep alone: expired leases, lost processes and the ledger's orphans, without firing anything."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
-from carolctl import claims, finish, launch, spool, sweep, tick
+from carolctl import claims, config, finish, launch, spool, sweep, tick
+from carolctl.config import Settings
 from carolctl.model import Claimed, Run
+from carolctl.notices import warn
 from carolctl.session import Session
 from carolctl.settle import settle
+from carolctl.store.runs import Claimant
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,33 +29,55 @@ def reap(session: Session, *, dry_run: bool = False) -> ReapReport:
     with session.store.read() as snapshot:
         picture = tick.take_picture(snapshot, session)
     claimant = finish.claimant_now(session.now, picture.settings)
-    swept = sweep.look(picture.live, picture.jobs_of_live, claimant, paused=picture.paused)
-    if swept.is_empty() and not swept.stops_again:
-        return ReapReport()
+    swept = sweep.look(picture.live, picture.jobs_of_live, claimant, paused=picture.paused, dry_run=dry_run)
+    report = ReapReport()
+    if not swept.is_empty() or swept.stops_again:
+        changed = _write(session, launcher, picture.settings, swept, claimant, dry_run=dry_run)
+        report.leases, report.lost = changed.leases, changed.lost
+    _, report.orphans = tick.publish_and_sweep(
+        session, picture.settings, paused=picture.paused, dry_run=dry_run
+    )
+    return report
+
+
+def reap_ledger_row(session: Session, ledger_id: int, *, dry_run: bool = False) -> ReapReport:
+    """End one foreign row of the legacy ledger by hand; see `ledger.reap_by_hand` for the errors."""
+    from carolctl import ledger
+
+    with session.store.read() as snapshot:
+        settings = session.settings(snapshot)
+    ended = ledger.reap_by_hand(
+        session,
+        ledger_id,
+        threshold_min=settings.orphan_threshold_min,
+        deadline_ms=config.busy_timeout_ms(os.environ, warn),
+        dry_run=dry_run,
+    )
+    return ReapReport(orphans=[ended])
+
+
+def _write(
+    session: Session,
+    launcher: launch.Launcher,
+    settings: Settings,
+    swept: sweep.Sweep,
+    claimant: Claimant,
+    *,
+    dry_run: bool,
+) -> sweep.Swept:
+    """Record what has ended; after COMMIT stop what must stop, and launch what got a slot."""
     if not dry_run:
         sweep.bury_the_dead(swept)
     to_launch: list[Claimed] = []
     asked: list[Run] = []
     with session.store.write(dry_run=dry_run) as tx:
         swept = sweep.unless_paused(tx, swept, claimant)
-        settled = settle(tx, sweep.outcomes_to_settle(tx, swept), now=session.now, settings=picture.settings)
+        settled = settle(tx, sweep.outcomes_to_settle(tx, swept), now=session.now, settings=settings)
         changed = sweep.apply(tx, swept, settled, claimant)
-        to_launch = [*changed.relaunched, *finish.refill(tx, claimant, picture.settings)]
+        to_launch = [*changed.relaunched, *finish.refill(tx, claimant, settings)]
         asked = changed.stopped
     if not dry_run:
         sweep.stop_owners(swept, asked)
         claims.launch_all(session.store, to_launch, launcher)
         spool.unlink(swept.spooled)
-    return ReapReport(leases=changed.leases, lost=changed.lost)
-
-
-def drain(session: Session) -> tuple[list[int], list[int]]:
-    """Bring the spool in: the run ids that it ended, and those of the runs launched into the freed slots."""
-    files = spool.pending()
-    if not files:
-        return [], []
-    settled, claimed = finish.settle_and_refill(
-        session.store, [file.outcome for file in files], now=session.now
-    )
-    spool.unlink(files)
-    return sorted(settled.ended + settled.requeued), claims.launch_all(session.store, claimed)
+    return changed

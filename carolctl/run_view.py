@@ -6,11 +6,16 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from carolctl import clock, launch, places, policy
+from carolctl.errors import CarolError
 from carolctl.model import OCCUPYING, Millis, Run
+from carolctl.notices import warn
 from carolctl.session import Session
+
+if TYPE_CHECKING:
+    from carolctl.store.ledger import ForeignRow
 
 _INSTANTS = frozenset(
     {
@@ -36,11 +41,6 @@ def document(run: Run) -> dict[str, Any]:
     }
 
 
-def elapsed_sec(run: Run, now: Millis) -> int | None:
-    """Seconds from its start, or else its claim, to its end, or else to now."""
-    begin = run.started_at or run.slot_claimed_at
-    if begin is None or run.status == "queued":
-        return None
 def event_documents(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Events by column name, instants in ISO 8601."""
     return [
@@ -64,6 +64,11 @@ def _event_in_words(event: dict[str, Any]) -> str:
     return " ".join(words)
 
 
+def elapsed_sec(run: Run, now: Millis) -> int | None:
+    """Seconds from its start, or else its claim, to its end, or else to now."""
+    begin = run.started_at or run.slot_claimed_at
+    if begin is None or run.status == "queued":
+        return None
     return max(0, ((run.completed_at or now) - begin) // 1000)
 
 
@@ -86,6 +91,50 @@ def truly_running(session: Session) -> list[tuple[Run, launch.Liveness]]:
         for run in occupying
         if liveness[run.run_id] == "alive" or not _is_over(run, liveness[run.run_id], session.now, boot_id)
     ]
+
+
+def foreign_running(session: Session) -> list[ForeignRow]:
+    """The rows of the legacy ledger that run and are none of ours, where a planner database is given.
+
+    What is older than the threshold of orphans is not taken for alive.
+    """
+    planner_db = places.planner_db()
+    if planner_db is None:
+        return []
+    from carolctl import ledger
+
+    with session.store.read() as tx:
+        settings, store_uuid, busy = session.settings(tx), tx.store_uuid(), ledger.busy_droids(tx)
+    try:
+        found = ledger.find_orphans(
+            planner_db,
+            now=session.now,
+            threshold_min=settings.orphan_threshold_min,
+            store_uuid=store_uuid,
+            busy=busy,
+        )
+    except CarolError as problem:
+        warn(f"what runs in the legacy ledger is not shown: {problem.message}")
+        return []
+    return list(found.young)
+
+
+def foreign_document(row: ForeignRow) -> dict[str, Any]:
+    """A row of the legacy ledger for JSON: its start in ISO 8601, everything else as text."""
+    from carolctl.legacy_cells import instant, plain
+
+    return {
+        "source": "ledger",
+        "id": row.id,
+        "droid_name": plain(row.droid_name),
+        "initiative_id": plain(row.initiative_id),
+        "event_id": plain(row.event_id),
+        "trigger_kind": plain(row.trigger_kind),
+        "status": plain(row.status),
+        "started_at": clock.iso(instant(row.started_at)),
+        "completed_at": clock.iso(instant(row.completed_at)),
+        "result_summary": plain(row.result_summary),
+    }
 
 
 def _is_over(run: Run, liveness: launch.Liveness, now: Millis, boot_id: str) -> bool:

@@ -46,6 +46,8 @@ class Picture:
     live: list[Run]
     jobs_of_live: dict[str, Job]
     pressure: list[str]
+    #: A planner database is given, and the store does not know yet that runs are mirrored.
+    mirroring_begins: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,6 @@ def tick(session: Session, *, dry_run: bool = False) -> TickReport:
         with session.store.write(dry_run=dry_run) as tx:
             to_launch, asked = _write(tx, plan, picture, claimant, report)
             taken = events.take_in(tx, batch.files, now=session.now)
-            report.ledger["pending"] = tx.ledger_pending()
         report.write_lock_ms = round(session.store.write_lock_ms, 3)
     else:
         report.queued, report.running = _count(picture.live)
@@ -109,6 +110,9 @@ def tick(session: Session, *, dry_run: bool = False) -> TickReport:
         waiting = len(picture.due) if picture.settings.max_concurrent == 0 else 0
         _act(session, launcher, plan, to_launch, [*asked, *taken.stops], report, waiting=waiting)
         _end_batch(session, batch, taken, report)
+    report.ledger, report.orphans = publish_and_sweep(
+        session, picture.settings, paused=report.paused, dry_run=dry_run
+    )
     report.elapsed_ms = round((time.perf_counter() - began) * 1000, 3)
     return report
 
@@ -131,6 +135,7 @@ def take_picture(tx: ReadTx, session: Session) -> Picture:
         live=live,
         jobs_of_live=tx.jobs_named({run.job_id for run in live}),
         pressure=tx.pressure_sources(now),
+        mirroring_begins=places.planner_db() is not None and not tx.ledger_is_mirrored(),
     )
 
 
@@ -207,7 +212,7 @@ def _has_work(plan: Plan, picture: Picture) -> bool:
     queued, occupied = _count(picture.live)
     refill = queued and occupied < picture.settings.max_concurrent and not picture.paused
     decided = plan.firings or plan.deferred or plan.set_aside or plan.reanchored or plan.tick_gap
-    return bool(decided or refill or not plan.sweep.is_empty())
+    return bool(decided or refill or picture.mirroring_begins or not plan.sweep.is_empty())
 
 
 # -- write -------------------------------------------------------------------------------------------------
@@ -218,6 +223,8 @@ def _write(
 ) -> tuple[list[Claimed], list[Run]]:
     """The one transaction: spooled outcomes first, then verdicts, firings, the slot claim, audit."""
     now, settings = claimant.now, picture.settings
+    if picture.mirroring_begins:
+        tx.mirror_runs()
     if finish.globally_paused(tx, now):
         # The pause came after the look.
         plan = Plan(sweep=sweep.unless_paused(tx, plan.sweep, claimant), tick_gap=plan.tick_gap)
@@ -349,3 +356,23 @@ def touch_stamp(now: Millis) -> None:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     with open(path, "ab"):
         os.utime(path, (now / 1000, now / 1000))
+
+
+# -- publish -----------------------------------------------------------------------------------------------
+
+
+def publish_and_sweep(
+    session: Session, settings: Settings, *, paused: bool, dry_run: bool
+) -> tuple[dict[str, int], list[int]]:
+    """The legacy ledger's turn: how many runs were written and still wait, and the orphans that were ended."""
+    with session.store.read() as snapshot:
+        pending = snapshot.ledger_pending()
+    if places.planner_db() is None and not pending:
+        return {"written": 0, "pending": 0}, []
+    # Most stores mirror nothing, and need none of this.
+    from carolctl import ledger
+
+    published, orphans = ledger.publish_and_sweep(
+        session, threshold_min=settings.orphan_threshold_min, paused=paused, dry_run=dry_run
+    )
+    return {"written": published.written, "pending": published.pending}, orphans

@@ -38,7 +38,7 @@ application = typer.Typer(
 COMMANDS: dict[str, dict[str, str]] = {
     "timer_commands": {
         "tick": "Fire what is due, reap what is dead, launch what got a slot.",
-        "reap": "Record expired leases and lost processes, without firing anything.",
+        "reap": "Record expired leases, lost processes and orphans of the legacy ledger, without firing anything.",
         "drain": "Bring the spool in: events, and outcomes that could not be written when they happened.",
         "prune": "Delete old runs, metrics, events and audit entries.",
     },

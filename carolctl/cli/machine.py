@@ -13,7 +13,7 @@ from carolctl.cli.output import print_json, print_lines
 from carolctl.errors import Exit
 
 _FLAGS = {"--json": "as_json", "--dry-run": "dry_run"}
-_VALUES = {"--db": "db"}
+_VALUES = {"--db": "db", "--planner-db": "planner_db"}
 
 
 def run_plain(arguments: list[str]) -> int | None:
@@ -43,26 +43,41 @@ def _plain_options(words: list[str]) -> dict[str, Any] | None:
     return options
 
 
-def tick(*, db: str | None = None, as_json: bool = False, dry_run: bool = False) -> int:
+def tick(
+    *, db: str | None = None, planner_db: str | None = None, as_json: bool = False, dry_run: bool = False
+) -> int:
     """Fire what is due, reap what is dead, launch what got a slot."""
     from dataclasses import asdict
 
     from carolctl.session import open_session
     from carolctl.tick import tick as run_tick
 
-    report = run_tick(open_session(db), dry_run=dry_run)
+    report = run_tick(open_session(db, planner_db=planner_db), dry_run=dry_run)
     _show(asdict(report), as_json=as_json, dry_run=dry_run)
     return Exit.OK
 
 
-def reap(*, db: str | None = None, as_json: bool = False, dry_run: bool = False) -> int:
-    """Only the sweep: expired leases and lost processes."""
+def reap(
+    *,
+    db: str | None = None,
+    planner_db: str | None = None,
+    ledger_id: int | None = None,
+    as_json: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Only the sweep: expired leases, lost processes and orphans; or one row of the ledger, `ledger_id`."""
     from dataclasses import asdict
 
     from carolctl.reap import reap as run_reap
+    from carolctl.reap import reap_ledger_row
     from carolctl.session import open_session
 
-    _show(asdict(run_reap(open_session(db), dry_run=dry_run)), as_json=as_json, dry_run=dry_run)
+    session = open_session(db, planner_db=planner_db)
+    if ledger_id is None:
+        report = run_reap(session, dry_run=dry_run)
+    else:
+        report = reap_ledger_row(session, ledger_id, dry_run=dry_run)
+    _show(asdict(report), as_json=as_json, dry_run=dry_run)
     return Exit.OK
 
 
@@ -87,8 +102,8 @@ def prune(*, db: str | None = None, as_json: bool = False, dry_run: bool = False
 
 
 _COMMANDS: dict[str, tuple[Callable[..., int], frozenset[str]]] = {
-    "tick": (tick, frozenset({"db", "as_json", "dry_run"})),
-    "reap": (reap, frozenset({"db", "as_json", "dry_run"})),
+    "tick": (tick, frozenset({"db", "planner_db", "as_json", "dry_run"})),
+    "reap": (reap, frozenset({"db", "planner_db", "as_json", "dry_run"})),
     "drain": (drain, frozenset({"db", "as_json"})),
     "prune": (prune, frozenset({"db", "as_json", "dry_run"})),
 }

@@ -11,7 +11,7 @@ import typer
 
 from carolctl import clock, run_view
 from carolctl.cli.app import application
-from carolctl.cli.options import Db, JobId, Json, RunId, help_epilog, number
+from carolctl.cli.options import Db, JobId, Json, PlannerDb, RunId, help_epilog, number
 from carolctl.cli.output import note, print_json, print_lines, safe
 from carolctl.errors import Exit, NotFound, Refused, UsageError
 from carolctl.model import FAILURE_CLASSES, LIVE, CommandAction, Millis, Outcome, Run
@@ -93,10 +93,14 @@ def show_run(run_id: RunId, db: Db = None, as_json: Json = False) -> int:
 @application.command(
     "monitor", epilog=help_epilog("carolctl monitor --json | jq length", x66="no job store yet")
 )
-def monitor(db: Db = None, as_json: Json = False) -> int:
-    """Show what truly runs now: runs that hold a slot and are not known to be over."""
-    session = open_session(db)
+def monitor(db: Db = None, planner_db: PlannerDb = None, as_json: Json = False) -> int:
+    """Show what truly runs now: runs that hold a slot and are not known to be over.
+
+    With a planner database also what others run by its droid_runs, unless it is old enough to be an orphan.
+    """
+    session = open_session(db, planner_db=planner_db)
     running = run_view.truly_running(session)
+    foreign = [run_view.foreign_document(row) for row in run_view.foreign_running(session)]
     if as_json:
         print_json(
             [
@@ -104,11 +108,15 @@ def monitor(db: Db = None, as_json: Json = False) -> int:
                 | {"liveness": liveness, "elapsed_sec": run_view.elapsed_sec(run, session.now)}
                 for run, liveness in running
             ]
+            + foreign
         )
-    elif running:
+    elif running or foreign:
         from carolctl.cli import run_tables
 
-        run_tables.print_running(running, session.now)
+        if running:
+            run_tables.print_running(running, session.now)
+        if foreign:
+            run_tables.print_foreign(foreign)
     else:
         print_lines(["nothing is running"])
     return Exit.OK

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from carolctl import run_view
 from carolctl.cli import render
@@ -87,3 +88,18 @@ def print_running(running: Sequence[tuple[Run, str]], now: Millis) -> None:
         for run, liveness in running
     ]
     render.table(None, columns, rows)
+
+
+def print_foreign(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What others run, by the legacy ledger."""
+    columns = [
+        Column(name="id", least=4, justify="right"),
+        Column(name="droid", least=12, overflow="fold"),
+        Column(name="status", least=8),
+        Column(name="started", least=17),
+        Column(name="kind", least=9, dispensable=1),
+        Column(name="initiative", least=10, dispensable=2),
+        Column(name="event", least=8, dispensable=3),
+    ]
+    names = ("id", "droid_name", "status", "started_at", "trigger_kind", "initiative_id", "event_id")
+    render.table("droid_runs", columns, [[row[name] for name in names] for row in rows])
