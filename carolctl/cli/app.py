@@ -71,6 +71,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "migrate-jobs": "Bring the legacy planner database's jobs over.",
         "export-legacy": "Write the jobs in the shape of the legacy job table: the way back.",
     },
+    "diagnosis_commands": {
+        "locks": "Show who holds a database's write lock, since when, and doing what.",
+    },
     "upkeep_commands": {
         "backup": "Copy the job store while it is in use, or put a copy back.",
     },

@@ -11,7 +11,7 @@ import os
 import sys
 
 from carolctl.cli import output
-from carolctl.errors import CarolError, DiskFull, Exit, NotPermitted
+from carolctl.errors import CarolError, DiskFull, Exit, NotPermitted, StoreBusy
 
 #: What timers call; see `machine`.
 _PLAIN = ("tick", "reap", "drain", "prune")
@@ -19,7 +19,14 @@ _PLAIN = ("tick", "reap", "drain", "prune")
 
 def run(arguments: list[str]) -> int:
     """Run the command that `arguments` describe; every error becomes one line and its exit code."""
-    as_json = "--json" in _before_separator(arguments)
+    try:
+        return _run(arguments, as_json="--json" in _before_separator(arguments))
+    except KeyboardInterrupt:
+        output.note("interrupted")
+        return Exit.INTERRUPTED
+
+
+def _run(arguments: list[str], *, as_json: bool) -> int:
     try:
         if not as_json:
             output.announce_pinned_clock(as_json=False)
@@ -28,18 +35,32 @@ def run(arguments: list[str]) -> int:
             # An error says it in its own line, so that this one line is all that standard error holds.
             output.announce_pinned_clock(as_json=True)
         return code
+    except StoreBusy as busy:
+        output.report_error(_with_culprit(busy), as_json=as_json)
+        return busy.code
     except CarolError as error:
         output.report_error(error, as_json=as_json)
         return error.code
-    except KeyboardInterrupt:
-        output.note("interrupted")
-        return Exit.INTERRUPTED
     except BrokenPipeError:
         return _reader_went_away()
     except OSError as trouble:
         return _report_trouble(trouble, as_json=as_json)
     except Exception as bug:  # noqa: BLE001 - the last line of defence
         return _report_bug(bug, as_json=as_json)
+
+
+def _with_culprit(busy: StoreBusy) -> CarolError:
+    """The same error with whoever holds the lock in its message; as it is when nobody can be named."""
+    path = busy.details.get("database")
+    if not isinstance(path, str):
+        return busy
+    from carolctl.lock_child import culprit
+
+    found = culprit(path)
+    if found is None:
+        return busy
+    words, holder = found
+    return StoreBusy(f"{busy.message}; {words}", hint=busy.hint, **busy.details, holder=holder)
 
 
 def _dispatch(arguments: list[str]) -> int:
