@@ -75,6 +75,10 @@ REGISTRY: tuple[Setting, ...] = (
             about="days that the audit log is kept"),
     Setting(key="logs.max_kib", field="log_max_kib", default=1024, parse=_at_least(1),
             about="how much of a run's output the process launcher keeps, in KiB"),
+    Setting(key="collision.threshold_turns", field="collision_threshold_turns", default=3000,
+            parse=_at_least(0), about="turns in five minutes above which schedules collide"),
+    Setting(key="collision.default_turns", field="collision_default_turns", default=50, parse=_at_least(0),
+            about="turns of a firing that has neither an average nor a budget, for collision-check"),
     Setting(key="http.ca_file", field="http_ca_file", default=None, parse=_absolute_path,
             about="certificates to trust for https endpoints, instead of the built-in ones"),
 )  # fmt: skip
@@ -98,6 +102,8 @@ class Settings:
     retention_events_days: int = 30
     retention_audit_days: int = 365
     log_max_kib: int = 1024
+    collision_threshold_turns: int = 3000
+    collision_default_turns: int = 50
     http_ca_file: str | None = None
 
 

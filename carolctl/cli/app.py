@@ -67,6 +67,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "next": "Show when an expression fires.",
         "config": "Show and change settings.",
     },
+    "forecast_commands": {
+        "collision-check": "Show which schedules fall together, and how many turns that takes.",
+    },
     "migration_commands": {
         "migrate-jobs": "Bring the legacy planner database's jobs over.",
         "export-legacy": "Write the jobs in the shape of the legacy job table: the way back.",

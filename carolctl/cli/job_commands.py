@@ -65,7 +65,8 @@ def add_job(job_id: NewJobId, *, said: Said, db: Db = None, as_json: Json = Fals
     session = open_session(db, create=True)
     jobs.add(session, job)
     _warn_of_literal_secrets(job)
-    document = {"job_id": job.job_id, "changed": True, "job": _document(job)}
+    found = _warn_of_collisions(session, job)
+    document = {"job_id": job.job_id, "changed": True, "job": _document(job), "warnings": found}
     tell(f"added {_outlook(job)}", document, as_json=as_json)
 
 
@@ -99,7 +100,9 @@ def edit_job(job_id: JobId, *, said: Said, db: Db = None, as_json: Json = False)
         return
     if change.after.action != change.before.action:
         _warn_of_literal_secrets(change.after)
-    _tell_change(change, f"changed {', '.join(_spoken(change))} of {_outlook(change.after)}", as_json=as_json)
+    found = _warn_of_collisions(session, change.after) if _WEIGHS & {*change.columns()} else []
+    line = f"changed {', '.join(_spoken(change))} of {_outlook(change.after)}"
+    _tell_change(change, line, as_json=as_json, warnings=found)
 
 
 @application.command(
@@ -300,8 +303,8 @@ def _tell_unchanged(job_id: str, line: str, *, as_json: bool) -> None:
     tell(line, {"job_id": job_id, "changed": False}, as_json=as_json)
 
 
-def _tell_change(change: Change, line: str, *, as_json: bool) -> None:
-    document = {"job_id": change.after.job_id, "changed": True, "columns": change.columns()}
+def _tell_change(change: Change, line: str, *, as_json: bool, **more: Any) -> None:
+    document = {"job_id": change.after.job_id, "changed": True, "columns": change.columns(), **more}
     skipped = sum(row.coalesced for row in change.skipped)
     told = f"{line}; slots skipped: {skipped}" if skipped else line
     tell(told, document | {"skipped": skipped, "job": _document(change.after)}, as_json=as_json)
@@ -341,6 +344,26 @@ def _warn_of_literal_secrets(job: Job) -> None:
         warn(
             f"the value of {name} is stored as it is; ${{env:NAME}} or ${{file:PATH}} keeps it out of the database"
         )
+
+
+#: A change of none of these moves or weighs a firing.
+_WEIGHS = {"schedule_kind", "schedule_expr", "timezone", "dst_rule", "spread_sec", "max_turns"}
+_WARNINGS_SHOWN = 10
+
+
+def _warn_of_collisions(session: Session, job: Job) -> list[dict[str, Any]]:
+    """The collisions that the saved job has a part in, each said in a line on standard error."""
+    from carolctl import collisions
+
+    caused = collisions.caused_by(session, job)
+    if caused is None:
+        return []
+    expected, found = caused
+    for collision in found[:_WARNINGS_SHOWN]:
+        warn(collisions.phrase(expected, collision))
+    if len(found) > _WARNINGS_SHOWN:
+        warn(f"and {len(found) - _WARNINGS_SHOWN} collisions more; carolctl collision-check shows them")
+    return collisions.warnings(expected, found)
 
 
 def _global_pause(session: Session, until: str | None) -> dict[str, Any] | None:
