@@ -81,7 +81,6 @@ def pending(claims: Iterable[tuple[int, int]] = (), *, dry_run: bool = False) ->
 
 def found(claims: Iterable[tuple[int, int]] = ()) -> tuple[list[SpoolFile], list[Unusable]]:
     """As `pending`, with what cannot be used left where it is."""
-    require_unlocked("reading the spool")
     named = (os.path.join(new_folder(), _name(*claim)) for claim in claims)
     files: list[SpoolFile] = []
     unusable: list[Unusable] = []
@@ -101,6 +100,7 @@ def new_folder() -> str:
 
 def paths(*, events: bool) -> Iterator[str]:
     """The files in ``new`` that are named as events, or all the others, among the first 20,000 of the folder."""
+    require_unlocked("reading the spool")
     try:
         listing = os.scandir(new_folder())
     except FileNotFoundError:
