@@ -77,6 +77,9 @@ COMMANDS: dict[str, dict[str, str]] = {
     "diagnosis_commands": {
         "locks": "Show who holds a database's write lock, since when, and doing what.",
     },
+    "check_commands": {
+        "contention-test": "Prove on this machine that writers do not starve each other.",
+    },
     "upkeep_commands": {
         "backup": "Copy the job store while it is in use, or put a copy back.",
     },

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,6 +73,11 @@ def table(title: str | None, columns: Sequence[Column], rows: Iterable[Row]) -> 
     _print(grid, _total(widths))
 
 
+def line(text: str, tone: Tone) -> None:
+    """One line with a colour; its words must say the same without it."""
+    _print(_cell(Toned(text, tone)), 0)
+
+
 def pairs(title: str | None, values: Iterable[tuple[str, object]]) -> None:
     """Print names and values, one a line; a value that does not fit goes on in the next."""
     cells = [(_text(name), _cell(value)) for name, value in values]
@@ -82,6 +88,28 @@ def pairs(title: str | None, values: Iterable[tuple[str, object]]) -> None:
     for name, value in cells:
         grid.add_row(name, value)
     _print(grid, 0)
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on standard error, where that is a terminal; to be told the name of each step as it begins."""
+    if not sys.stderr.isatty():
+        yield lambda _name: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    begun: list[str] = []
+    columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    console = Console(stderr=True, no_color=bool(os.environ.get("NO_COLOR")), markup=False, highlight=False)
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+
+        def step(name: str) -> None:
+            bar.update(task, description=safe(name), completed=len(begun))
+            begun.append(name)
+
+        yield step
 
 
 def available_width() -> int:
