@@ -105,6 +105,32 @@ def migrate(session: Session, source: Source, request: Request) -> Report:
     return report
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Differences:
+    """How a legacy table and the jobs brought over from it stand to each other, by job id."""
+
+    left_behind: list[str]
+    conflicts: list[Conflict]
+
+
+def differences(tx: ReadTx, shape: Shape, rows: Sequence[Row], *, now: Millis) -> Differences:
+    """Compare as a migration would, with the columns and ids that the last one was told; nothing is written.
+
+    Raises what `source_of` raises.
+    """
+    known = json.loads(tx.meta(meta_key(shape.table)) or "{}").get("columns", {})
+    mapping = {target: source for source, target in known.items() if target}
+    column = mapping.get("job_id", "job_id")
+    given = {plain(to_source(job).get(column)): job.job_id for job in tx.jobs() if mark_of(job)}
+    there = {plain(row.get(column)) for row in rows}
+    rename = {old: new for old, new in given.items() if old is not None and old in there and old != new}
+    source = source_of(shape, rows, Request(mapping=mapping, rename=rename))
+    pairs = zip(source.rows, source.job_ids, strict=True)
+    imported = [to_job(row, source.layout, job_id=job_id, now=now) for row, job_id in pairs]
+    plan = _plan(tx, source.layout, imported, Request(), now)
+    return Differences(left_behind=[item.job.job_id for item in plan.new], conflicts=plan.conflicts)
+
+
 def _job_ids(cells: Sequence[Cell], rename: Mapping[str, str]) -> list[str]:
     """The job id of each row. Raises `BadData` naming those that cannot be one or that occur twice."""
     there = [None if cell is None else plain(cell) for cell in cells]

@@ -81,6 +81,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "contention-test": "Prove on this machine that writers do not starve each other.",
     },
     "upkeep_commands": {
+        "doctor": "Look for everything that is wrong, and change nothing.",
         "backup": "Copy the job store while it is in use, or put a copy back.",
     },
 }

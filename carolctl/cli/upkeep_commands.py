@@ -1,4 +1,4 @@
-"""doctor and backup, as typer sees them: their options, help and exit codes, and what people are shown."""
+"""doctor and backup: their options, help and exit codes, and what people are shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from carolctl import clock, config, places
 from carolctl.cli.app import application
-from carolctl.cli.options import Db, Json, help_epilog, number
+from carolctl.cli.options import Db, Json, PlannerDb, help_epilog, number
 from carolctl.cli.output import print_json, print_lines
 from carolctl.errors import UsageError
 from carolctl.notices import warn
@@ -18,6 +18,9 @@ from carolctl.session import actor
 
 if TYPE_CHECKING:
     from carolctl.backup import Backup, Restored
+    from carolctl.cli.render import Tone
+    from carolctl.doctor import Report
+    from carolctl.doctor_checks import Status
 
 Target = Annotated[
     str | None,
@@ -32,6 +35,77 @@ From = Annotated[
     typer.Option("--restore", metavar="FILE", help="Put this backup in the place of the job store"),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Restore even if the job store is in use")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit 1 for a warning too")]
+
+
+# -- doctor ----------------------------------------------------------------------------------------------------
+
+
+@application.command(
+    "doctor",
+    epilog=help_epilog(
+        "carolctl doctor --json", x1="something is wrong", x66="no job store; the other checks are made"
+    ),
+)
+def doctor(
+    *, db: Db = None, planner_db: PlannerDb = None, strict: Strict = False, as_json: Json = False
+) -> int:
+    """Look for everything that is wrong, and change nothing.
+
+    Each check says ok, warn, fail or skipped, and what to do. Only a fail makes the exit code 1. Of a database
+    whose -shm file is gone while its -wal is there, and of a planner database in WAL mode that nobody has open,
+    SQLite itself makes the missing files to read it; nothing else is made or touched.
+    """
+    from carolctl.doctor import Place, examine
+
+    if db:
+        os.environ["CAROL_SCHEDULER_DB"] = os.path.abspath(db)
+    place = Place(
+        now=clock.now(),
+        db=places.scheduler_db(),
+        planner_db=os.path.abspath(planner_db) if planner_db else places.planner_db(),
+        environ=os.environ,
+        # What is ignored is one of the findings.
+        deadline_ms=config.busy_timeout_ms(os.environ, lambda _: None),
+    )
+    report = examine(place)
+    print_json(report.document()) if as_json else _show(report)
+    return report.exit_code(strict=strict)
+
+
+_TONES: dict[Status, Tone] = {"ok": "good", "warn": "warn", "fail": "bad", "skipped": "dim"}
+
+
+def _show(report: Report) -> None:
+    from carolctl.cli import render
+
+    columns = (
+        render.Column(name="status", least=7),
+        render.Column(name="check", least=10),
+        render.Column(name="what was found", least=20),
+    )
+    rows = [
+        (render.Toned(one.finding.status, _TONES[one.finding.status]), one.name, one.finding.detail)
+        for one in report.checks
+    ]
+    render.table(None, columns, rows)
+    wrong = report.of("warn", "fail")
+    for one in wrong:
+        print_lines(["", f"{one.finding.status} {one.name}: {one.finding.detail}"])
+        if one.finding.hint:
+            print_lines([f"  {one.finding.hint}"])
+    print_lines(["", _verdict(report)])
+
+
+def _verdict(report: Report) -> str:
+    failed, warned = len(report.of("fail")), len(report.of("warn"))
+    if not failed and not warned:
+        return "ok: all is well"
+    counts = [f"{count} {word}" for count, word in ((failed, "wrong"), (warned, "to look at")) if count]
+    return f"{report.verdict}: {', '.join(counts)}"
+
+
+# -- backup ----------------------------------------------------------------------------------------------------
 
 
 @application.command(

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from carolctl.errors import CarolError, DiskFull, NotPermitted
 from carolctl.lockguard import require_unlocked
+from carolctl.model import Millis
 from carolctl.store.connect import begin, connect, explained, rollback
 from carolctl.store.tx import ReadTx
 
@@ -72,6 +73,29 @@ def migrated_tables(tx: ReadTx) -> list[str]:
     """The names of the legacy tables that jobs were brought over from, in lower case."""
     rows = tx._connection.execute("SELECT substr(key, 8) FROM meta WHERE key GLOB 'legacy:*' ORDER BY key")
     return [name for (name,) in rows.fetchall()]
+
+
+def oldest_mark(tx: ReadTx) -> Millis | None:
+    """When the run that waits longest for the ledger last moved, as far as its row tells."""
+    row = tx._connection.execute(
+        "SELECT min(coalesce(completed_at, started_at, queued_at)) FROM runs JOIN ledger_outbox USING (run_id)"
+    ).fetchone()
+    return None if row[0] is None else Millis(row[0])
+
+
+def tables_of(path: str, *, deadline_ms: int) -> set[str]:
+    """The names of the tables and views of any SQLite database, in lower case; see `anatomy` for the errors."""
+
+    def gather(connection: sqlite3.Connection, _: str) -> set[str]:
+        rows = connection.execute("SELECT lower(name) FROM sqlite_schema WHERE type IN ('table', 'view')")
+        return {name for (name,) in rows.fetchall()}
+
+    return without_trace(path, gather, deadline_ms)
+
+
+def sqlite_version() -> tuple[int, ...]:
+    """The version of the SQLite library that Python found."""
+    return sqlite3.sqlite_version_info
 
 
 def _number(connection: sqlite3.Connection, statement: str) -> int:
