@@ -14,7 +14,7 @@ from typing import Any
 from carolctl import forecast, jobs, rearrange, timing
 from carolctl.clock import iso
 from carolctl.config import Settings
-from carolctl.errors import BadSchedule
+from carolctl.errors import BadSchedule, UsageError
 from carolctl.forecast import BUCKET_MS, UNIT, Collision, Forecast, Load
 from carolctl.model import Job
 from carolctl.rearrange import Suggestion
@@ -194,15 +194,16 @@ def caused_by(session: Session, job: Job) -> tuple[Forecast, list[Collision]] | 
         return None
     span = forecast.window(session.now, DAY_SEC)
     expected = forecast.expand(_loads(chosen, settings)[0].values(), span)
-    return expected, [
-        found for found in forecast.collisions(expected, threshold) if job.job_id in found.names
-    ]
+    return expected, forecast.collisions(expected, threshold, among=expected.buckets(job.job_id))
 
 
 def _most_firings(job: Job) -> int:
-    """At least as many as the job can fire in one bucket."""
+    """At least as many as the job can fire in one bucket; 0 where its interval cannot be read."""
     if job.schedule_kind == "every":
-        return BUCKET_MS // 1000 // parse_duration(job.schedule_expr, field="every") + 1
+        try:
+            return BUCKET_MS // 1000 // parse_duration(job.schedule_expr, field="every") + 1
+        except UsageError:
+            return 0
     return 1 if job.schedule_kind == "at" else 6
 
 

@@ -88,6 +88,11 @@ class Forecast:
     weights: Sequence[int]
     schedules: Sequence[int]
 
+    def buckets(self, name: str) -> list[int]:
+        """Where a load fires; nowhere if there is none of that name."""
+        own = (counts for load, counts in zip(self.loads, self.counts, strict=True) if load.name == name)
+        return list(compress(range(self.span.size), next(own, ())))
+
     def names(self, bucket: int) -> list[str]:
         """Who fires in a bucket."""
         return [load.name for load, counts in zip(self.loads, self.counts, strict=True) if counts[bucket]]
@@ -126,11 +131,14 @@ def collides(weight: int, schedules: int, threshold: int) -> bool:
     return schedules >= 2 and weight > threshold * UNIT
 
 
-def collisions(forecast: Forecast, threshold: int) -> list[Collision]:
-    """The buckets above ``threshold`` turns, put together by who fires in them; the heaviest first."""
+def collisions(forecast: Forecast, threshold: int, *, among: Iterable[int] | None = None) -> list[Collision]:
+    """The buckets above ``threshold`` turns, put together by who fires in them; the heaviest first.
+
+    ``among``: only these buckets are looked at.
+    """
     hot = [
         bucket
-        for bucket in range(forecast.span.size)
+        for bucket in (range(forecast.span.size) if among is None else among)
         if collides(forecast.weights[bucket], forecast.schedules[bucket], threshold)
     ]
     by_names: dict[tuple[str, ...], list[int]] = {}

@@ -328,16 +328,17 @@ class _WallClock:
         return total
 
     def tallies(self, start: int, width: int, size: int) -> Sequence[int]:
-        minutes, found = width // 60_000, []
+        minutes, runs = width // 60_000, [0]
         for s, low, high, made_up in self._spans(start - 1, start + width * size - 1, 1):
-            if made_up:
-                found.append(cronfields.lanes(1 << (s.start * 1000 - start) // 60_000, minutes, size))
-            first = ((low * 60 - s.offset) * 1000 - start) // 60_000
-            found.append(cronfields.lanes(self._fields.bits(low, high) << first, minutes, size))
-        # Two stretches stay apart: where a zone was off by seconds, two of their slots may share a minute.
-        return (
-            found[0] if len(found) == 1 else [sum(counts) for counts in zip(bytes(size), *found, strict=True)]
-        )
+            bits = self._fields.bits(low, high) << ((low * 60 - s.offset) * 1000 - start) // 60_000
+            for run in (bits, 1 << (s.start * 1000 - start) // 60_000) if made_up else (bits,):
+                # Where a zone was off by seconds, slots of two stretches may share a minute.
+                if runs[-1] & run:
+                    runs.append(run)
+                else:
+                    runs[-1] |= run
+        counts = [cronfields.lanes(run, minutes, size) for run in runs]
+        return counts[0] if len(counts) == 1 else [sum(each) for each in zip(*counts, strict=True)]
 
     def newest(self, after: int, until: int, limit: int) -> list[int]:
         back = chain.from_iterable(run[::-1] for run in self._runs(after, until, -1))
