@@ -14,10 +14,11 @@ import sys
 import time
 from urllib.parse import urlsplit
 
+from carolctl.contention import verdicts
 from carolctl.contention.crew import Crew
 from carolctl.contention.cue import Brief, Cue, Task, perform
 from carolctl.contention.endpoint import SlowEndpoint
-from carolctl.contention.figures import Result
+from carolctl.contention.figures import Result, measured, together
 from carolctl.contention.scenarios import (
     AGENTS,
     QUEUED,
@@ -26,8 +27,7 @@ from carolctl.contention.scenarios import (
     Trial,
     beside_dispatch,
     compete,
-    judge_events,
-    judge_writers,
+    judged_writers,
 )
 from carolctl.contention.site import Site
 from carolctl.store.broken import (
@@ -91,7 +91,7 @@ def deferred_transactions(trial: Trial) -> Result:
         crew.start()
         time.sleep(trial.seconds)
         reports = crew.stop()
-    return judge_writers(trial, reports, stored=counted(site.scheduler_db), least_share=0)
+    return judged_writers(trial, reports, counted(site.scheduler_db), least_share=0)
 
 
 def write_deferred(cue: Cue, brief: Brief) -> Brief:
@@ -127,7 +127,13 @@ def acknowledged_before_durable(trial: Trial) -> Result:
         reports = crew.stop(dead_are_expected=True)
     killed = trial.writers - len(reports)
     acknowledged = [event for note in notes for event in _lines(note)]
-    return judge_events(trial, reports, acknowledged, stored_events(site.scheduler_db), killed=killed)
+    return verdicts.of_events(
+        trial.name,
+        together(measured(report) for report in reports),
+        acknowledged,
+        stored_events(site.scheduler_db),
+        killed=killed,
+    )
 
 
 def buffer(cue: Cue, brief: Brief) -> Brief:

@@ -11,10 +11,8 @@ import sys
 import threading
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 from carolctl.contention.cue import Brief
-from carolctl.contention.figures import Measured
 from carolctl.errors import Refused
 from carolctl.lockguard import require_unlocked
 
@@ -91,11 +89,6 @@ class Crew:
             return [child.stdout.readline() for child in self._children if child.stdout]
         finally:
             watchdog.cancel()
-
-
-def measured(report: Mapping[str, Any]) -> Measured:
-    """The figures in a report."""
-    return Measured(milliseconds=report["milliseconds"], failures=report["failures"])
 
 
 def _report(line: bytes) -> Brief:

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 #: The upper edges of the histogram's classes, in milliseconds; the last class has none.
 EDGES_MS = (1, 3, 10, 30, 100, 300, 1000, 3000)
@@ -27,6 +27,11 @@ class Measured:
     def writes(self) -> int:
         """How many attempts did not fail."""
         return len(self.milliseconds) - self.failures
+
+
+def measured(report: Mapping[str, Any]) -> Measured:
+    """The figures in a child's report."""
+    return Measured(milliseconds=report["milliseconds"], failures=report["failures"])
 
 
 def together(parts: Iterable[Measured]) -> Measured:

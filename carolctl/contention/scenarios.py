@@ -1,35 +1,20 @@
-"""The scenarios of the contention test: each sets a site up, lets real processes at it, and judges what came of it.
-
-The limits are such that a busy machine keeps them and the designs of `broken` do not: nothing failed, nothing
-acknowledged was lost, nothing waited longer than the busy deadline; where latency itself is the matter, it is
-compared with the same write beside nobody.
-"""
+"""The scenarios of the contention test: each sets a site up, lets real processes at it, and has it judged."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from carolctl import clock, job_plans
 from carolctl.config import Settings
-from carolctl.contention import worker
-from carolctl.contention.crew import WORKER, Crew, measured
+from carolctl.contention import verdicts, worker
+from carolctl.contention.crew import WORKER, Crew
 from carolctl.contention.cue import Brief
 from carolctl.contention.endpoint import SlowEndpoint
-from carolctl.contention.figures import (
-    Check,
-    Measured,
-    Result,
-    judge,
-    missing,
-    most_at_once,
-    percentile,
-    repeated,
-    together,
-)
+from carolctl.contention.figures import Check, Measured, Result, measured, together
 from carolctl.contention.site import Site, make_site
 from carolctl.finish import claimant_now
 from carolctl.job_values import Said
@@ -47,10 +32,6 @@ HELD_SEC = 0.002
 PATIENCE_MS = 2000
 """How long an outsider waits for a database beside which work is dispatched."""
 LONGEST_WAIT_SEC = PATIENCE_MS / 1000 + 0.5
-FLOOR_MS = 250.0
-TIMES_IDLE = 10
-MONITOR_MS = 1000.0
-TIMES_QUIET = 8
 
 HOUR_MS = 3_600_000
 
@@ -93,17 +74,12 @@ def job_list_update(trial: Trial) -> Result:
             failures += not done
         locked = lock_is_held(site.planner_db)
         holder.stop()
-    result = Measured(milliseconds=milliseconds, failures=failures)
-    landed = audited(site.scheduler_db, "edit-job").get("edited", 0)
-    return judge(
+    return verdicts.of_edits(
         trial.name,
-        result,
-        [
-            Check(what="failures", value=failures, most=0),
-            Check(what="edits lost", value=result.writes - landed, most=0),
-            Check(what="longest", value=max(milliseconds), most=trial.deadline_ms, unit=" ms"),
-            Check(what="planner locked to the end", value=int(locked), least=1),
-        ],
+        Measured(milliseconds=milliseconds, failures=failures),
+        stored=audited(site.scheduler_db, "edit-job").get("edited", 0),
+        locked=locked,
+        deadline_ms=trial.deadline_ms,
     )
 
 
@@ -140,11 +116,13 @@ def beside_dispatch(trial: Trial, dispatch: Dispatch, *, runs: int) -> Result:
                 [report] = outsider.stop()
                 endpoint.release()
                 completed = site.wait_for_runs(timeout_sec=10)
-            checks = [
-                Check(what="requests in flight", value=in_flight, least=wanted),
-                Check(what="runs completed", value=completed, least=runs),
-            ]
-            return _judge_outsider(trial, site, report, checks)
+            return verdicts.of_outsider(
+                trial.name,
+                {name: measured(figures) for name, figures in report.items()},
+                stored=_outsiders_rows(site),
+                in_flight=(in_flight, wanted),
+                completed=(completed, runs),
+            )
         finally:
             site.end_runs()
 
@@ -158,29 +136,12 @@ def _tick(site: Site, _crew: Crew, _endpoint: SlowEndpoint) -> int:
     return AGENTS
 
 
-def _judge_outsider(trial: Trial, site: Site, report: Brief, also: Sequence[Check]) -> Result:
-    felt = {name: measured(figures) for name, figures in report.items()}
-    idle = percentile(felt.pop("idle").milliseconds, 0.95) or 0.0
-    beside = together(felt.values())
+def _outsiders_rows(site: Site) -> int:
     rows = 0
-    for name in felt:
-        with plain_client(_databases(site)[name], patience_ms=PATIENCE_MS) as client:
+    for path in (site.scheduler_db, site.planner_db):
+        with plain_client(path, patience_ms=PATIENCE_MS) as client:
             rows += client.written().get("outsider", 0)
-    return judge(
-        trial.name,
-        beside,
-        [
-            Check(what="failures", value=beside.failures, most=0),
-            Check(what="writes lost", value=beside.writes - rows, most=0),
-            Check(
-                what="p95",
-                value=percentile(beside.milliseconds, 0.95),
-                most=max(FLOOR_MS, TIMES_IDLE * idle),
-                unit=" ms",
-            ),
-            *also,
-        ],
-    )
+    return rows
 
 
 # -- many writers ----------------------------------------------------------------------------------------------
@@ -190,7 +151,7 @@ def writers(trial: Trial) -> Result:
     """Short writers on one job store, each its share."""
     site = trial.site()
     reports = _write_together(trial, site, lambda: time.sleep(trial.seconds))
-    return judge_writers(trial, reports, stored=audited(site.scheduler_db, worker.WRITE), least_share=0.2)
+    return judged_writers(trial, reports, audited(site.scheduler_db, worker.WRITE), least_share=0.2)
 
 
 def foreign_hog(trial: Trial) -> Result:
@@ -201,10 +162,9 @@ def foreign_hog(trial: Trial) -> Result:
         rival.start()
         reports = _write_together(trial, site, lambda: time.sleep(trial.seconds))
         [hogged] = rival.stop()
-    # How much the hog gets is the machine's affair, but a hog that got next to nothing proves nothing.
-    held = Check(what="lock held by the hog", value=hogged["held_share"] * 100, least=25, unit=" %")
-    return judge_writers(
-        trial, reports, stored=audited(site.scheduler_db, worker.WRITE), least_share=0, also=[held]
+    held = verdicts.hog_had_the_lock(hogged["held_share"])
+    return judged_writers(
+        trial, reports, audited(site.scheduler_db, worker.WRITE), least_share=0, also=[held]
     )
 
 
@@ -225,16 +185,7 @@ def monitor_under_load(trial: Trial) -> Result:
     asked = Measured(
         milliseconds=[took for took, _ in answers], failures=sum(not right for _, right in answers)
     )
-    limit = max(MONITOR_MS, TIMES_QUIET * (percentile(quiet, 0.5) or 0))
-    return judge(
-        trial.name,
-        asked,
-        [
-            Check(what="failures", value=asked.failures, most=0),
-            Check(what="p95", value=percentile(asked.milliseconds, 0.95), most=limit, unit=" ms"),
-            Check(what="writes beside it", value=load.writes, least=1),
-        ],
-    )
+    return verdicts.of_monitor(trial.name, asked, quiet=quiet, load=load)
 
 
 def _monitor(site: Site, run_id: int) -> tuple[float, bool]:
@@ -264,34 +215,18 @@ def _write_together(trial: Trial, site: Site, meanwhile: Callable[[], None]) -> 
         return crew.stop()
 
 
-def judge_writers(
+def judged_writers(
     trial: Trial,
     reports: Sequence[Brief],
-    *,
     stored: Mapping[str, int],
+    *,
     least_share: float,
     also: Sequence[Check] = (),
 ) -> Result:
-    """Nothing failed, nothing lost, everybody got something; `least_share` is what, of the mean."""
+    """The verdict on what writers report, against the rows by writer."""
     each = {report["writer"]: measured(report) for report in reports}
-    whole = together(each.values())
-    acknowledged = {name: part.writes for name, part in each.items()}
-    mean = whole.writes / len(each)
-    return judge(
-        trial.name,
-        whole,
-        [
-            Check(what="failures", value=whole.failures, most=0),
-            Check(what="writes lost", value=missing(acknowledged, stored), most=0),
-            Check(
-                what="p99",
-                value=percentile(whole.milliseconds, 0.99),
-                most=trial.deadline_ms / 2,
-                unit=" ms",
-            ),
-            Check(what="least served", value=min(acknowledged.values()), least=max(1, least_share * mean)),
-            *also,
-        ],
+    return verdicts.of_writers(
+        trial.name, each, stored, deadline_ms=trial.deadline_ms, least_share=least_share, also=also
     )
 
 
@@ -324,19 +259,8 @@ def compete(trial: Trial, site: Site, module: str) -> Result:
         time.sleep(trial.seconds)
         reports = crew.stop()
     attempts = together(measured(report) for report in reports)
-    held = [span for report in reports for span in report["held"]]
-    return judge(
-        trial.name,
-        attempts,
-        [
-            Check(what="failures", value=attempts.failures, most=0),
-            Check(what="runs claimed", value=len(held), least=1),
-            Check(what="runs claimed twice", value=repeated(run for run, _, _ in held), most=0),
-            Check(
-                what="runs at once", value=most_at_once((began, ended) for _, began, ended in held), most=CAP
-            ),
-        ],
-    )
+    held = [tuple(span) for report in reports for span in report["held"]]
+    return verdicts.of_claims(trial.name, attempts, held, cap=CAP)
 
 
 # -- events ----------------------------------------------------------------------------------------------------
@@ -355,39 +279,13 @@ def emits(trial: Trial) -> Result:
         time.sleep(trial.seconds / 2)
         reports = crew.stop()
     drained = site.carolctl("drain").returncode
-    return judge_events(
-        trial,
-        reports,
+    return verdicts.of_events(
+        trial.name,
+        together(measured(report) for report in reports),
         [event for report in reports for event in report["acknowledged"]],
         stored_events(site.scheduler_db),
         killed=sum(report["killed"] for report in reports),
         also=[Check(what="exit code of drain", value=drained, most=0)],
-    )
-
-
-def judge_events(
-    trial: Trial,
-    reports: Sequence[Brief],
-    acknowledged: Iterable[str],
-    stored: Mapping[str, int],
-    *,
-    killed: int,
-    also: Sequence[Check] = (),
-) -> Result:
-    """Everything acknowledged is stored exactly once."""
-    attempts = together(measured(report) for report in reports)
-    events = dict.fromkeys(acknowledged, 1)
-    return judge(
-        trial.name,
-        attempts,
-        [
-            Check(what="failures", value=attempts.failures, most=0),
-            Check(what="events acknowledged", value=len(events), least=1),
-            Check(what="events lost", value=missing(events, stored), most=0),
-            Check(what="events stored twice", value=sum(stored.values()) - len(stored), most=0),
-            Check(what="killed", value=killed, least=1),
-            *also,
-        ],
     )
 
 
