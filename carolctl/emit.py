@@ -27,7 +27,7 @@ def answer(words: list[str]) -> list[str]:
     id of the event is among the words, so that its second try is the same event.
     """
     given = _plain(words)
-    if given is None or "CAROL_NOW" in os.environ:
+    if given is None or os.environ.get("CAROL_NOW"):
         return words
     as_json = given.pop("json", "") != ""
     event_id = given.setdefault("event_id", new_id())

@@ -218,6 +218,9 @@ class World:
         self.cap = cap
         self.coverage = Coverage()
         self._program = program
+        #: The ids of events that somebody tried to emit, and of those that the program said were stored.
+        self.emitted: set[str] = set()
+        self.acknowledged: set[str] = set()
         self._codes: Counter[int] = Counter()
         self._noted: list[Violation] = []
         #: By run and claim: at how many ticks of a drain it still held its slot past its lease.
@@ -273,6 +276,9 @@ class World:
         """Wait for a command; its report, if it ended well. A way of ending that is none is a violation."""
         out, err = command.communicate(timeout=timeout)
         self._ticking.remove(command)
+        if out.startswith(b'{"event_id"') and out.endswith(b"\n"):
+            # Whatever became of it after that.
+            self.acknowledged.add(json.loads(out)["event_id"])
         self._codes[command.returncode] += 1
         if command.returncode not in (0, 75, -signal.SIGKILL):
             self.note("a command failed", f"exit {command.returncode}: {err.decode(errors='replace')[-300:]}")
@@ -285,6 +291,21 @@ class World:
     def tick(self, **env: str) -> dict[str, Any] | None:
         """One tick at this world's clock; its report, or None if it did not end well."""
         return self.run("tick", "--json", **env)
+
+    def spawn_emit(
+        self, *, turns: int | None = None, run: int = 1, arm: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start an emit of an event of its own; by the real clock, or it would not be the short way."""
+        event_id = f"event-{len(self.emitted)}"
+        self.emitted.add(event_id)
+        said = () if turns is None else ("--turns", str(turns))
+        words = ("--kind", "progress", "--event-id", event_id, "--json", *said)
+        return self.spawn("emit", str(run), *words, **({"CAROL_NOW": ""} | (arm or {})))
+
+    def emit(self, *, turns: int | None = None, run: int = 1) -> None:
+        """Emit an event and wait for its acknowledgement."""
+        report = self.finish(self.spawn_emit(turns=turns, run=run))
+        assert report is not None
 
     def spawn_runner(self, *arguments: str, **env: str) -> None:
         """Start a runner as the launcher does, detached; `wait_idle` sees its end."""
@@ -487,6 +508,7 @@ class World:
         found += self._bookkeeping()
         found += self._executions()
         found += self._concurrency()
+        found += self._events()
         if undisturbed:
             found += [
                 Violation("a success was not recorded", f"run {run_id}: {status} {reason}")
@@ -618,6 +640,17 @@ class World:
             running += step
             most = max(most, running)
         return [Violation("more ran at once than the cap allows", f"{most}")] if most > self.cap else []
+
+    def _events(self) -> list[Violation]:
+        """What was acknowledged is stored, once, and nothing is stored that nobody said."""
+        stored = Counter(event_id for (event_id,) in self.query("SELECT event_id FROM events"))
+        found = [
+            Violation("an acknowledged event was lost", event_id)
+            for event_id in sorted(self.acknowledged - stored.keys())
+        ]
+        found += [Violation("an event nobody emitted", name) for name in sorted(stored.keys() - self.emitted)]
+        found += [Violation("an event was stored twice", name) for name, count in stored.items() if count > 1]
+        return found
 
     def _requests(self, endpoint: Endpoint) -> list[Violation]:
         """What left the machine, against what the database says."""

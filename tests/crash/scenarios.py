@@ -105,15 +105,23 @@ def _runners_into_spool(world: World, _endpoint: Endpoint, arm: Arm) -> None:
 
 def _over_spool(*command: str) -> Callable[[World, Endpoint, Arm], None]:
     def act(world: World, _endpoint: Endpoint, arm: Arm) -> None:
-        """Two finish files wait, a third run is queued, and the next slots are due."""
+        """Two finish files and two events wait, a third run is queued, and the next slots are due."""
         _three_commands(world, waits=True)
         world.tick(**_IMPATIENT)
         _finish_under_a_foreign_lock(world)
         assert len(world.spooled()) == world.cap, world.state()
+        world.emit(turns=1)
+        world.emit(run=3)
         world.now = Millis(T0 + 2 * HOUR)
         world.spawn(*command, **arm)
 
     return act
+
+
+def _emits(world: World, _endpoint: Endpoint, arm: Arm) -> None:
+    """Events of agents, one after the other, so that each has its own moment."""
+    for _ in range(2):
+        world.spawn_emit(arm=arm)
 
 
 #: The richer a scenario, the earlier: a failpoint is aimed at in the first one that passes it in some role.
@@ -124,6 +132,7 @@ SCENARIOS = (
     Scenario("a drain of a full spool", "drain", _over_spool("drain", "--json"), 1),
     Scenario("a reap over a full spool", "reap", _over_spool("reap", "--json"), 1),
     Scenario("runners that must spool", "command", _runners_into_spool, 1),
+    Scenario("emits of agents", "emit", _emits, 0),
 )
 
 
