@@ -64,6 +64,7 @@ class Diagnosis:
     sampled_ms: int
     samples: int
     readers: tuple[Reader, ...]
+    readers_block_writers: bool
     wal: Mapping[str, Any] | None
     limits: tuple[str, ...]
 
@@ -103,7 +104,7 @@ class Diagnosis:
                 f"{who} holds the write lock {share}, {_count(self.commits, 'commit')} in {seconds}; {doing}"
             )
         held = _duration(self.holder.held_at_least_sec)
-        return f"{who} has held the write lock in every look, for at least {held}, with no commit; {doing}"
+        return f"{who} has held the write lock for at least {held} without a commit; {doing}"
 
     def _turns(self) -> str:
         busiest = self.holders[0]
@@ -115,8 +116,8 @@ class Diagnosis:
     def _on_readers(self) -> str:
         reader = self.readers[0]
         who = named(reader.pid, reader.command)
-        if reader.frames_behind is None:
-            return f"{who} keeps reading, and nobody can commit meanwhile"
+        if self.readers_block_writers:
+            return f"{who} keeps reading, and nobody can {'write' if self.wal else 'commit'} meanwhile"
         return (
             f"{who} reads a state {reader.frames_behind} WAL frames old; the WAL cannot be reused meanwhile"
         )
@@ -147,9 +148,9 @@ def culprit_words(document: Mapping[str, Any]) -> str | None:
         return f"held by {who} {how}, {doing_words(holder)}"
     if document["verdict"] == "unseen_holder":
         return "held by a process that cannot be seen from here"
-    if document["verdict"] == "long_reader" and document["journal_mode"] == "rollback":
+    if document["readers_block_writers"]:
         reader = document["readers"][0]
-        return f"read without a pause by {named(reader['pid'], reader['command'])}, so that nobody can commit"
+        return f"read without a pause by {named(reader['pid'], reader['command'])}, so that nobody can write"
     return None
 
 

@@ -48,7 +48,7 @@ class Sample:
     #: Who holds a read mark, and how many frames behind the newest commit it is; in rollback mode nobody knows.
     readers: Mapping[int, int | None]
     change: int
-    #: Rollback mode: the writer waits for the readers to go.
+    #: The writer can only go on when the readers have gone: a commit in rollback mode, a checkpoint in WAL mode.
     is_pending: bool = False
 
 
@@ -119,11 +119,14 @@ def commits(samples: Sequence[Sample]) -> int:
 
 
 def _lasting_readers(samples: Sequence[Sample]) -> dict[int, int | None]:
-    lasting = {}
+    lasting: dict[int, int | None] = {}
+    writers = {sample.writer for sample in samples}
     for pid in samples[0].readers:
         if all(pid in sample.readers for sample in samples):
-            behind = [frames for sample in samples if (frames := sample.readers[pid]) is not None]
-            lasting[pid] = min(behind) if behind else None
+            behind = min(sample.readers[pid] or 0 for sample in samples)
+            # A writer reads too: only what lies behind the newest commit counts for it.
+            if behind or pid not in writers:
+                lasting[pid] = None if samples[0].readers[pid] is None else behind
     return lasting
 
 
@@ -169,7 +172,7 @@ def judge(counted: Tally, *, activity: str, idle_ms: int, is_wal: bool) -> Verdi
 
     `idle_ms` is for how long it is known to hold the lock, idle and without a commit, earlier looks included.
     """
-    if counted.readers and not is_wal and (counted.is_pending or not counted.writers):
+    if readers_block_writers(counted, activity=activity, is_wal=is_wal):
         return "long_reader"
     if counted.writers:
         verdict = _on_the_writer(counted, counted.writers[0], activity=activity, idle_ms=idle_ms)
@@ -179,6 +182,16 @@ def judge(counted: Tally, *, activity: str, idle_ms: int, is_wal: bool) -> Verdi
         return "long_reader"
     held = sum(holding.share for holding in counted.writers)
     return "free" if held < FREE_SHARE else "contention"
+
+
+def readers_block_writers(counted: Tally, *, activity: str, is_wal: bool) -> bool:
+    """Whether those who read keep others from writing, be it by way of a writer that waits for them."""
+    others = counted.readers.keys() - {holding.pid for holding in counted.writers[:1]}
+    if not others:
+        return False
+    if counted.is_pending:
+        return activity not in ("stopped", "working", "waiting on the disk")
+    return not is_wal and not counted.writers
 
 
 def _on_the_writer(counted: Tally, holding: Holding, *, activity: str, idle_ms: int) -> Verdict:

@@ -44,6 +44,7 @@ _ROLLBACK_PLACES = ((PENDING, PENDING), (RESERVED, RESERVED), SHARED)
 _WAL_PLACES = tuple((byte, byte) for byte in range(WAL_WRITER, WAL_READERS[1] + 1))
 _PAUSE_SEC = 0.005
 _ASK_EVERY_SEC = 0.1
+_OTHER_DEVICE = "this file system goes by another device number in /proc/locks: matched by the inode alone"
 #: How long the owner of a lock of an open file description is not searched for again, once it was not found.
 _SEARCH_PAUSE_SEC = 0.25
 
@@ -55,7 +56,7 @@ class OpenFile:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         facts = os.fstat(self.descriptor)
         self.identity = (facts.st_dev, facts.st_ino)
-        self.device = f"{os.major(facts.st_dev):02x}:{os.minor(facts.st_dev):02x}"
+        self.device: str | None = f"{os.major(facts.st_dev):02x}:{os.minor(facts.st_dev):02x}"
         self.is_regular = stat.S_ISREG(facts.st_mode)
 
     def head(self) -> bytes:
@@ -65,6 +66,13 @@ class OpenFile:
     def named(self, text: str) -> list[FileLock]:
         """Its locks in ``/proc/locks``."""
         return list(parse_locks(text, device=self.device, inode=self.identity[1]))
+
+    def goes_by_another_device(self, table: str, pid: int) -> bool:
+        """Whether `pid` holds locks there on such an inode elsewhere: then it is matched by the inode alone."""
+        alike = [lock for lock in parse_locks(table, device=None, inode=self.identity[1]) if lock.pid == pid]
+        if alike and not self.named(table):
+            self.device = None
+        return self.device is None
 
     def asked(self, first: int, last: int) -> FileLock | None:
         """A lock that would keep us from writing there; a hidden holder has the pid 0."""
@@ -138,9 +146,13 @@ class Watched:
             # Locking mode EXCLUSIVE, and leaving WAL mode, lock the database file itself.
             writer = _writer(on_file, RESERVED, SHARED)
         busy = (WAL_CHECKPOINTER, WAL_RECOVERY)
-        self.checkpointers |= {lock.pid for lock in locks if lock.is_write and lock.covers(*busy)}
+        checkpointers = {lock.pid for lock in locks if lock.is_write and lock.covers(*busy)}
+        self.checkpointers |= checkpointers
         change = self.wal_index.change if self.wal_index else 0
-        return Sample(at=at, writer=writer, readers=self._wal_readers(locks), change=change)
+        readers = self._wal_readers(locks)
+        # A checkpoint that is to empty the WAL takes the write lock first, then waits for the readers.
+        is_pending = writer in checkpointers and any(pid != writer for pid in readers)
+        return Sample(at=at, writer=writer, readers=readers, change=change, is_pending=is_pending)
 
     def _wal_readers(self, locks: Sequence[FileLock]) -> dict[int, int | None]:
         readers: dict[int, int | None] = {}
@@ -182,6 +194,8 @@ class Watched:
         for place in places:
             if not any(lock.covers(*place) for lock in locks) and (lock := file.asked(*place)):
                 locks.append(lock)
+                if lock.pid > 0 and file.goes_by_another_device(table, lock.pid):
+                    self.remarks.add(_OTHER_DEVICE)
         return [self._owned(file, lock) for lock in locks]
 
     def _owned(self, file: OpenFile, lock: FileLock) -> FileLock:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from carolctl import clock, lock_holders, lock_state, lock_verdict
 from carolctl.lock_child import culprit, holder_phrase
@@ -96,13 +96,13 @@ def _concluded(
     found, remarks = _with_memory(found, watched.identity, state_file, ended)
     memory = found.memory if found else None
     idle_ms = ended - memory.idle_since if memory and memory.idle_since is not None else 0
-    verdict = lock_verdict.judge(
-        counted, activity=found.words if found else "", idle_ms=idle_ms, is_wal=watched.header.is_wal
-    )
+    words = found.words if found else ""
+    is_wal = watched.header.is_wal
+    verdict = lock_verdict.judge(counted, activity=words, idle_ms=idle_ms, is_wal=is_wal)
     blamed = found if verdict in ("starvation", "long_holder", "wedge") else None
     return Diagnosis(
         database=watched.path,
-        journal_mode="wal" if watched.header.is_wal else "rollback",
+        journal_mode="wal" if is_wal else "rollback",
         verdict=verdict,
         holder=_holder(blamed, now=now, ended=ended) if blamed else None,
         holders=_writers(counted, witness),
@@ -110,6 +110,7 @@ def _concluded(
         sampled_ms=round(counted.sampled_sec * 1000),
         samples=len(samples),
         readers=_readers(counted, witness),
+        readers_block_writers=lock_verdict.readers_block_writers(counted, activity=words, is_wal=is_wal),
         wal=_wal(watched),
         limits=(*sorted(watched.remarks), *remarks, *_limits(blamed)),
     )
@@ -155,8 +156,6 @@ def _with_memory(
     said = [] if kept else [f"{state_file} cannot be written: a later look will not know of this one"]
     if found is None or memory is None:
         return found, said
-    from dataclasses import replace
-
     return replace(found, memory=memory), said
 
 
@@ -204,10 +203,7 @@ def _writers(counted: Tally, witness: _Witness) -> tuple[Other, ...]:
 
 def _readers(counted: Tally, witness: _Witness) -> tuple[Reader, ...]:
     nobody = Identity(None, None, None)
-    # A writer reads too; only what lies behind the newest commit is worth a line.
-    writing = {holding.pid for holding in counted.writers}
-    reading = [(pid, behind) for pid, behind in counted.readers.items() if behind or pid not in writing]
-    oldest = sorted(reading, key=lambda item: -(item[1] or 0))[:_MOST_LISTED]
+    oldest = sorted(counted.readers.items(), key=lambda item: -(item[1] or 0))[:_MOST_LISTED]
     return tuple(
         Reader(
             pid=pid if pid != UNSEEN else None,
@@ -240,7 +236,7 @@ def _limits(found: _Found | None) -> list[str]:
     """What we could not see of the one who is to blame, and why."""
     if found is None:
         return []
-    said = [_LOWER_BOUND]
+    said = [_LOWER_BOUND] if found.memory else []
     if found.words == "working":
         said.append(_WHOLE_PROCESS)
     if not lock_holders.may_see_inside(found.holding.pid):
