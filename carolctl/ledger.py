@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from carolctl import finish, places
-from carolctl.errors import BadConfig, CarolError, NotFound, Refused
+from carolctl.errors import BadConfig, CarolError, NotFound, Refused, StoreBusy
 from carolctl.failpoints import failpoint
 from carolctl.launch import owner
 from carolctl.legacy_cells import Cell, from_document, instant, is_blank, plain, stamp, to_document, whole
@@ -109,12 +109,22 @@ def publish(session: Session, planner_db: str | None, *, dry_run: bool = False) 
         try:
             _publish(session, planner_db, tally)
         except CarolError as problem:
-            tally.trouble = problem.message
+            tally.trouble = problem.message + _by_whom(problem)
     with session.store.read() as tx:
         pending = tx.ledger_pending()
     if tally.trouble:
         warn(f"{pending} runs wait to be mirrored: {tally.trouble}")
     return Published(written=tally.written, pending=pending, trouble=tally.trouble)
+
+
+def _by_whom(problem: CarolError) -> str:
+    """Who holds the lock, where that was the trouble."""
+    if not isinstance(problem, StoreBusy):
+        return ""
+    from carolctl.lock_child import holder_phrase
+
+    phrase = holder_phrase(str(problem.details["database"]))
+    return f"; {phrase}" if phrase else ""
 
 
 @dataclass(slots=True)
