@@ -1,8 +1,7 @@
 """collision-check: what the jobs of the store, and one that is not there yet, will do to each other.
 
 The store is read, never written; the arithmetic is `forecast`'s and `rearrange`'s. Paused and manual jobs fire
-nothing by themselves and do not count. A firing weighs what the job's firings took on average; where none was
-measured its turn budget, else that of all jobs, else the setting ``collision.default_turns``.
+nothing by themselves and do not count. What a firing weighs is in `firing_weight`.
 """
 
 from __future__ import annotations
@@ -14,12 +13,15 @@ from typing import Any
 from carolctl import forecast, jobs, rearrange, timing
 from carolctl.clock import iso
 from carolctl.config import Settings
-from carolctl.errors import BadSchedule, UsageError
-from carolctl.forecast import BUCKET_MS, UNIT, Collision, Forecast, Load
-from carolctl.model import Job
+from carolctl.errors import BadSchedule
+from carolctl.firing_weight import UNIT, fires, weight_of
+from carolctl.forecast import BUCKET_MS, Collision, Forecast, Load
+from carolctl.model import Job, Millis
 from carolctl.rearrange import Suggestion
-from carolctl.schedule import Schedule, parse_duration, spread_offset_ms
+from carolctl.schedule import Schedule, spread_offset_ms
 from carolctl.session import Session
+
+Caused = tuple[Forecast, list[Collision]]
 
 CANDIDATE = "(candidate)"
 """The name of a schedule that is no job yet: no job id looks like it."""
@@ -100,14 +102,14 @@ def check(session: Session, question: Question) -> Check:
     chosen = [
         job
         for job in everything
-        if _fires(job) and job.job_id not in question.exclude and question.project in (None, job.project)
+        if fires(job) and job.job_id not in question.exclude and question.project in (None, job.project)
     ]
     loads, unreadable = _loads(chosen, settings)
     if question.candidate:
         loads[CANDIDATE] = _candidate_load(question, settings)
     threshold = settings.collision_threshold_turns if question.threshold is None else question.threshold
     expected = forecast.expand(loads.values(), forecast.window(session.now, question.horizon_sec))
-    found = forecast.collisions(expected, threshold)
+    found = forecast.collisions(expected, threshold * UNIT)
     return Check(
         forecast=expected,
         collisions=found,
@@ -117,12 +119,8 @@ def check(session: Session, question: Question) -> Check:
         unmeasured=_unmeasured(chosen, question.candidate),
         unreadable=sorted([*unreadable, *(broken.job_id for broken in damaged)]),
         suggested=question.suggest,
-        suggestion=_suggested(expected, found, threshold) if question.suggest else None,
+        suggestion=_suggested(expected, found, threshold * UNIT) if question.suggest else None,
     )
-
-
-def _fires(job: Job) -> bool:
-    return job.status == "active" and job.schedule_kind != "manual"
 
 
 def _unmeasured(chosen: Sequence[Job], candidate: Candidate | None) -> int:
@@ -143,14 +141,6 @@ def _loads(chosen: Iterable[Job], settings: Settings) -> tuple[dict[str, Load], 
             name=job.job_id, schedule=times, offset_ms=timing.spread_ms(job), weight=weight_of(job, settings)
         )
     return loads, unreadable
-
-
-def weight_of(job: Job, settings: Settings) -> int:
-    """What one firing weighs, in thousandths of a turn."""
-    if job.avg_turns_per_firing is not None:
-        return round(max(job.avg_turns_per_firing, 0.0) * UNIT)
-    budget = settings.max_turns if job.max_turns is None else job.max_turns
-    return (settings.collision_default_turns if budget is None else budget) * UNIT
 
 
 def _candidate_load(question: Question, settings: Settings) -> Load:
@@ -182,29 +172,11 @@ def _suggested(expected: Forecast, found: Sequence[Collision], threshold: int) -
 # -- at save time ----------------------------------------------------------------------------------------------
 
 
-def caused_by(session: Session, job: Job) -> tuple[Forecast, list[Collision]] | None:
-    """The collisions of the coming day that this job, which is in the store, has a part in."""
-    if not _fires(job):
-        return None
-    with session.store.read() as tx:
-        chosen, settings = [other for other in tx.jobs() if _fires(other)], session.settings(tx)
-    threshold = settings.collision_threshold_turns
-    if sum(weight_of(other, settings) * _most_firings(other) for other in chosen) <= threshold * UNIT:
-        # Even if all of them fell into the same five minutes.
-        return None
-    span = forecast.window(session.now, DAY_SEC)
-    expected = forecast.expand(_loads(chosen, settings)[0].values(), span)
-    return expected, forecast.collisions(expected, threshold, among=expected.buckets(job.job_id))
-
-
-def _most_firings(job: Job) -> int:
-    """At least as many as the job can fire in one bucket; 0 where its interval cannot be read."""
-    if job.schedule_kind == "every":
-        try:
-            return BUCKET_MS // 1000 // parse_duration(job.schedule_expr, field="every") + 1
-        except UsageError:
-            return 0
-    return 1 if job.schedule_kind == "at" else 6
+def caused_by(job_id: str, chosen: Sequence[Job], settings: Settings, now: Millis) -> Caused:
+    """The collisions of the coming day that one of the ``chosen`` jobs has a part in."""
+    expected = forecast.expand(_loads(chosen, settings)[0].values(), forecast.window(now, DAY_SEC))
+    own = expected.buckets(job_id)
+    return expected, forecast.collisions(expected, settings.collision_threshold_turns * UNIT, among=own)
 
 
 # -- as documents ----------------------------------------------------------------------------------------------

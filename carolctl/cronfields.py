@@ -51,11 +51,11 @@ def lanes(bits: int, width: int, size: int) -> Sequence[int]:
     """How many bits are set in each of ``size`` lanes of ``width`` bits, the lowest lane first."""
     if not bits:
         return bytes(size)
-    each = format(bits, f"0{width * size}b").encode().translate(bytes.maketrans(b"01", b"\0\1"))[::-1]
+    each = format(bits, f"0{width * size}b").encode().translate(bytes.maketrans(b"01", b"\0\1"))
     if width > 255:
-        return [each.count(1, n, n + width) for n in range(0, width * size, width)]
+        return [each.count(1, n - width, n) for n in range(width * size, 0, -width)]
     # A byte holds the count of a lane, so that one addition of long numbers adds them all up.
-    return sum(int.from_bytes(each[k::width], "little") for k in range(width)).to_bytes(size, "little")
+    return sum(int.from_bytes(each[k::width]) for k in range(width)).to_bytes(size)[::-1]
 
 
 # -- grammar ----

@@ -9,7 +9,7 @@ exceed a threshold. Times are nominal: what pressure puts off is not foreseen. A
 bucket weighs five times.
 
 Consequence. A collision is data: who, at which minutes of the UTC day, how many turns. Nothing here reads a
-clock, a file or the store. Weights are whole thousandths of a turn, so that sums are exact in any order.
+clock, a file or the store. Weights are whole numbers, thousandths of a turn, so that sums are exact.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from carolctl.schedule import Schedule
 
 BUCKET_MS = 300_000
 DAY_BUCKETS = 288
-UNIT = 1000
-"""The parts of a turn in which weights are counted."""
 
 
 class Window(NamedTuple):
@@ -127,12 +125,12 @@ class Collision:
 
 
 def collides(weight: int, schedules: int, threshold: int) -> bool:
-    """Whether a bucket is a collision; ``threshold`` is in turns."""
-    return schedules >= 2 and weight > threshold * UNIT
+    """Whether a bucket is a collision, with the threshold in the unit of the weights."""
+    return schedules >= 2 and weight > threshold
 
 
 def collisions(forecast: Forecast, threshold: int, *, among: Iterable[int] | None = None) -> list[Collision]:
-    """The buckets above ``threshold`` turns, put together by who fires in them; the heaviest first.
+    """The buckets above ``threshold``, put together by who fires in them; the heaviest first.
 
     ``among``: only these buckets are looked at.
     """

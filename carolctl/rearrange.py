@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from carolctl import schedule
 from carolctl.cronfields import ALIASES, bits_of
-from carolctl.forecast import UNIT, Collision, Forecast, Load, collides
+from carolctl.forecast import Collision, Forecast, Load, collides
 from carolctl.model import Millis, ScheduleKind
 from carolctl.schedule import Schedule
 
@@ -126,7 +126,7 @@ class _Rest:
             peak=max(weights, default=0),
             shared_peak=max((weight for weight, firing in pairs if firing > 1), default=0),
             collisions=len(hot),
-            excess=sum(hot) - len(hot) * self.threshold * UNIT,
+            excess=sum(hot) - len(hot) * self.threshold,
             own_peak=max((weights[bucket] for bucket in places), default=0),
         )
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from carolctl.cli import render
 from carolctl.cli.render import Column, Toned
 from carolctl.collisions import turns
-from carolctl.forecast import DAY_BUCKETS, UNIT, Forecast, collides
+from carolctl.firing_weight import UNIT
+from carolctl.forecast import DAY_BUCKETS, Forecast, collides
 
 _PER_HOUR = 12
 _BLOCKS, _ASCII = "·░▒▓█", ".-+x#"
@@ -52,7 +53,7 @@ def _cell(forecast: Forecast, minute: int, bucket: int | None, threshold: int) -
         weight,
         tuple(forecast.names(bucket)),
         level(weight, threshold),
-        collides(weight, forecast.schedules[bucket], threshold),
+        collides(weight, forecast.schedules[bucket], threshold * UNIT),
     )
 
 

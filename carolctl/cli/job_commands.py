@@ -353,12 +353,15 @@ _WARNINGS_SHOWN = 10
 
 def _warn_of_collisions(session: Session, job: Job) -> list[dict[str, Any]]:
     """The collisions that the saved job has a part in, each said in a line on standard error."""
+    from carolctl.firing_weight import could_collide, fires
+
+    with session.store.read() as tx:
+        chosen, settings = [other for other in tx.jobs() if fires(other)], session.settings(tx)
+    if not fires(job) or not could_collide(chosen, settings):
+        return []
     from carolctl import collisions
 
-    caused = collisions.caused_by(session, job)
-    if caused is None:
-        return []
-    expected, found = caused
+    expected, found = collisions.caused_by(job.job_id, chosen, settings, session.now)
     for collision in found[:_WARNINGS_SHOWN]:
         warn(collisions.phrase(expected, collision))
     if len(found) > _WARNINGS_SHOWN:

@@ -203,7 +203,10 @@ def fleet(dice: random.Random) -> list[Any]:
         minute = dice.choice(["0", "0", "30", "*/15", "*/20", "7,37", str(dice.randrange(60)), "*"])
         hour = dice.choice(["*", "*/2", "1", "2", "2,3", "0-4", str(dice.randrange(24))])
         day = dice.choice(["* * *", "* * *", "* * *", "*/2 * *", "* * SUN", "29 * SAT"])
-        columns = {"timezone": dice.choice(ZONES), "dst_rule": dice.choice(["once", "once", "literal"])}
+        columns: dict[str, Any] = {
+            "timezone": dice.choice(ZONES),
+            "dst_rule": dice.choice(["once", "once", "literal"]),
+        }
         spread = dice.choice([0, 0, 900])
         turns = dice.choice([10.0, 100.5, 400.0])
         jobs.append(
@@ -396,7 +399,7 @@ def test_hostile_names_stay_text_in_the_plot() -> None:
     expected = forecast.expand(loads, forecast.window(T0, 86_400))
     found = collisions.Check(
         forecast=expected,
-        collisions=forecast.collisions(expected, 1),
+        collisions=forecast.collisions(expected, 1000),
         threshold=1,
         horizon_sec=86_400,
         default_turns=0,
