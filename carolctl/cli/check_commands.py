@@ -107,7 +107,8 @@ def _run(options: Options, scratch: str | None, *, as_json: bool) -> Report:
     home = places.data_home()
     if as_json:
         return run.run(options, data_home=home, scratch=scratch, announce=lambda _name: None)
-    note(f"{len(names)} scenarios, {options.writers} writers: about {options.about_sec()} s")
+    about = f"{_scenarios(len(names))}, {options.writers} writers, about {options.about_sec()} s"
+    note(f"contention-test: {about}")
     with render.progress(len(names)) as step:
         return run.run(options, data_home=home, scratch=scratch, announce=step)
 
@@ -155,8 +156,12 @@ def _verdict(options: Options, report: Report) -> str:
     if report.toothless:
         return f"THE TEST HAS NO TEETH: {', '.join(report.toothless)} should have failed and passed"
     if options.broken:
-        return f"as it must be, all {count} broken designs were found out"
-    return f"{len(failed)} of {count} scenarios: {', '.join(failed)}" if failed else f"all {count} scenarios"
+        return f"as it must be: {count} of {count} broken designs were found out"
+    return f"{len(failed)} of {_scenarios(count)}: {', '.join(failed)}" if failed else _scenarios(count)
+
+
+def _scenarios(count: int) -> str:
+    return f"{count} scenario" if count == 1 else f"{count} scenarios"
 
 
 def _show_figures(report: Report) -> None:
