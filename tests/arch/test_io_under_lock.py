@@ -247,6 +247,28 @@ def test_a_drain_that_ends_a_run_and_claims_the_next(
     wait_for_the_end(home)
 
 
+@pytest.mark.parametrize("command", ["tick", "drain"])
+def test_events_that_are_taken_in_stop_a_run_and_are_cleared_away(
+    home: Path, carol: Carol, command: str
+) -> None:
+    builders.add_jobs(home, job(argv=("sleep", "600"), max_turns=1))
+    assert carol("tick", CAROL_NOW=NOW).code == 0
+
+    def started(store: Store) -> bool:
+        with store.read() as tx:
+            return tx.live_runs()[0].status == "running"
+
+    for _ in range(500):
+        if with_store(home, started):
+            break
+        time.sleep(0.02)
+    assert carol("emit", "1", "--kind", "turns", "--turns", "2", "--data", "[]").code == 0
+    (home / "spool" / "new" / "event-bad.json").write_text("?")
+    assert "it is stopped" in clean(carol, command, "--json", CAROL_NOW=NOW)["err"]
+    assert os.listdir(home / "spool" / "new") == []
+    wait_for_the_end(home)
+
+
 def test_a_prune(home: Path, carol: Carol) -> None:
     builders.add_jobs(home, job())
 
