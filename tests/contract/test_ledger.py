@@ -411,6 +411,18 @@ def test_what_the_job_came_with_from_there_goes_back_there(store: Store, path: P
     ]
 
 
+@pytest.mark.parametrize(
+    ("summary", "shown_as"),
+    [(None, "timeout"), ("", "timeout"), ("after 5 s", "timeout: after 5 s"), ("a timeout", "a timeout")],
+)
+def test_the_class_of_a_failure_stands_in_front_of_a_summary_that_does_not_say_it(
+    store: Store, path: Path, summary: str | None, shown_as: str
+) -> None:
+    end(store, running(store), status="failed", failure_reason="timeout", summary=summary)
+    ledger.publish(session(store), str(path))
+    assert shown(path, "status, result_summary") == [("failed", shown_as)]
+
+
 # -- foreign rows ----
 
 

@@ -218,6 +218,8 @@ class World:
         self.cap = cap
         self.coverage = Coverage()
         self._program = program
+        #: A planner database that runs are mirrored into, from the moment that it is set.
+        self.planner: Path | None = None
         #: The ids of events that somebody tried to emit, and of those that the program said were stored.
         self.emitted: set[str] = set()
         self.acknowledged: set[str] = set()
@@ -257,7 +259,8 @@ class World:
 
     def environment(self, **env: str) -> dict[str, str]:
         clock = {"CAROL_NOW": iso(self.now) or "", "CAROL_LAUNCHER": "process"}
-        return self._carol.environment(**(self._program.env | clock | env))
+        known = {"CAROL_PLANNER_DB": str(self.planner)} if self.planner else {}
+        return self._carol.environment(**(self._program.env | clock | known | env))
 
     def spawn(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
         """Start a command; `finish` waits for it."""
@@ -480,7 +483,7 @@ class World:
         due = self.query(
             "SELECT 1 FROM scheduled_jobs WHERE status = 'active' AND next_fire_at <= ?", self.now
         )
-        return not live and not due and not self.spooled()
+        return not live and not due and not self.spooled() and not self._ledger()
 
     def _note_overstayed(self) -> None:
         """Claimed or running after its lease and two ticks more."""
@@ -508,6 +511,7 @@ class World:
         found += self._bookkeeping()
         found += self._executions()
         found += self._concurrency()
+        found += self._ledger()
         found += self._events()
         if undisturbed:
             found += [
@@ -651,6 +655,20 @@ class World:
         found += [Violation("an event nobody emitted", name) for name in sorted(stored.keys() - self.emitted)]
         found += [Violation("an event was stored twice", name) for name, count in stored.items() if count > 1]
         return found
+
+    def _ledger(self) -> list[Violation]:
+        """Where runs are mirrored: one row a run, in its state, and nobody else's is left running."""
+        if self.planner is None:
+            return []
+        with closing(sqlite3.connect(self.planner, timeout=10)) as connection:
+            rows = connection.execute("SELECT event_id, status FROM droid_runs ORDER BY event_id").fetchall()
+        ours = self.query(
+            "SELECT m.value || ':' || run_id, status FROM runs, meta AS m"
+            " WHERE m.key = 'store_uuid' AND status <> 'skipped' ORDER BY 1"
+        )
+        mirrored = [row for row in rows if row[0] is not None]
+        found = [Violation("the ledger is not the runs", f"{mirrored}\n{ours}")] if mirrored != ours else []
+        return found + [Violation("an orphan is left", str(row)) for row in rows if row[1] == "running"]
 
     def _requests(self, endpoint: Endpoint) -> list[Violation]:
         """What left the machine, against what the database says."""

@@ -7,8 +7,9 @@ finds out which failpoints each of them passes, in which role and how often, so 
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from carolctl.model import Millis
 from tests.builders import HOUR, T0, job
 from tests.crash.harness import INSTALLED, LEASE_SEC, TICK_MS, Patch, Program, Violation, World, copied, hours
 from tests.endpoint import Endpoint, Reply
+from tests.planner import insert, planner
 
 Arm = dict[str, str]
 Action = Literal["kill", "stop"]
@@ -124,6 +126,19 @@ def _emits(world: World, _endpoint: Endpoint, arm: Arm) -> None:
         world.spawn_emit(arm=arm)
 
 
+def _mirroring(world: World, _endpoint: Endpoint, arm: Arm) -> None:
+    """Three ended runs wait to be mirrored, and a foreign row has run for a day."""
+    world.planner = planner(world.home.parent / "planner.db")
+    _three_commands(world)
+    world.tick()
+    assert world.wait_idle()
+    with closing(sqlite3.connect(world.planner)) as connection, connection:
+        orphan = {"droid_name": "x", "status": "running", "started_at": "2025-12-31 00:00:00"}
+        insert(connection, orphan, "droid_runs")
+    world.now = Millis(world.now + TICK_MS)
+    world.spawn("tick", "--json", **arm)
+
+
 #: The richer a scenario, the earlier: a failpoint is aimed at in the first one that passes it in some role.
 SCENARIOS = (
     Scenario("runners of commands", "command", _runners, 1),
@@ -132,6 +147,7 @@ SCENARIOS = (
     Scenario("a drain of a full spool", "drain", _over_spool("drain", "--json"), 1),
     Scenario("a reap over a full spool", "reap", _over_spool("reap", "--json"), 1),
     Scenario("runners that must spool", "command", _runners_into_spool, 1),
+    Scenario("a tick that mirrors", "tick", _mirroring, 1),
     Scenario("emits of agents", "emit", _emits, 0),
 )
 
