@@ -17,7 +17,7 @@ from carolctl.errors import Refused
 from carolctl.lockguard import require_unlocked
 
 WORKER = "carolctl.contention.worker"
-PATIENCE_SEC = 30.0
+PATIENCE_SEC = 60.0
 """How long children may take to get ready or to report: after that they are killed, and the scenario fails."""
 
 

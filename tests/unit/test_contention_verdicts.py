@@ -158,9 +158,15 @@ def test_an_outsider_is_judged_against_the_same_writes_beside_nobody(
         ({"a": QUICK, "b": QUICK}, {"a": 20, "b": 19}, False),
         ({"a": Measured(milliseconds=[1.0] * 400), "b": QUICK}, {"a": 400, "b": 20}, False),
         ({"a": QUICK, "b": Measured()}, {"a": 20}, False),
-        ({"a": Measured(milliseconds=[2600.0] * 20)}, {"a": 20}, False),
+        ({"a": Measured(milliseconds=[1.0] * 18 + [2600.0] * 2)}, {"a": 20}, False),
+        ({"a": Measured(milliseconds=[200.0] * 18 + [2600.0] * 2)}, {"a": 20}, True),
+        (
+            {"a": Measured(milliseconds=[1.0] * 18), "b": Measured(milliseconds=[1.0])},
+            {"a": 18, "b": 1},
+            True,
+        ),
     ],
-    ids=["fair", "failed", "lost", "starved", "never served", "half of the deadline"],
+    ids=["fair", "failed", "lost", "starved", "never served", "late", "slow machine", "few writes"],
 )
 def test_writers_are_judged_by_failures_losses_latency_and_shares(
     each: dict[str, Measured], stored: dict[str, int], passes: bool
