@@ -209,9 +209,9 @@ BUGS = (
             Patch(
                 "store/runs.py",
                 "            _outcome_parameters(outcome),\n"
-                "        )\n        return cursor.rowcount == 1\n\n    def requeue_run",
+                "        )\n        return cursor.rowcount == 1 and self._mark(outcome.run_id)\n\n    def requeue_run",
                 "            _outcome_parameters(outcome) | {'claim_no': self.run(outcome.run_id).claim_no},\n"
-                "        )\n        return cursor.rowcount == 1\n\n    def requeue_run",
+                "        )\n        return cursor.rowcount == 1 and self._mark(outcome.run_id)\n\n    def requeue_run",
             ),
         ),
         _in_world(zombie_before_finish, cap=2),
