@@ -204,7 +204,7 @@ def orphans(evidence: Evidence, snapshot: Snapshot) -> Finding:
     path = evidence.place.planner_db
     if path is None:
         return skipped("no planner database is set")
-    from carolctl import ledger as mirror
+    from carolctl import orphans as mirror
 
     threshold = evidence.settings().orphan_threshold_min
     found = mirror.find_orphans(

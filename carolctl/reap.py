@@ -41,12 +41,12 @@ def reap(session: Session, *, dry_run: bool = False) -> ReapReport:
 
 
 def reap_ledger_row(session: Session, ledger_id: int, *, dry_run: bool = False) -> ReapReport:
-    """End one foreign row of the legacy ledger by hand; see `ledger.reap_by_hand` for the errors."""
-    from carolctl import ledger
+    """End one foreign row of the legacy ledger by hand; see `orphans.reap_by_hand` for the errors."""
+    from carolctl import orphans
 
     with session.store.read() as snapshot:
         settings = session.settings(snapshot)
-    ended = ledger.reap_by_hand(
+    ended = orphans.reap_by_hand(
         session,
         ledger_id,
         threshold_min=settings.orphan_threshold_min,

@@ -101,12 +101,12 @@ def foreign_running(session: Session) -> list[ForeignRow]:
     planner_db = places.planner_db()
     if planner_db is None:
         return []
-    from carolctl import ledger
+    from carolctl import orphans
 
     with session.store.read() as tx:
-        settings, store_uuid, busy = session.settings(tx), tx.store_uuid(), ledger.busy_droids(tx)
+        settings, store_uuid, busy = session.settings(tx), tx.store_uuid(), orphans.busy_droids(tx)
     try:
-        found = ledger.find_orphans(
+        found = orphans.find_orphans(
             planner_db,
             now=session.now,
             threshold_min=settings.orphan_threshold_min,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from carolctl import ledger
+from carolctl import ledger, orphans
 from carolctl.errors import BadData, CarolError, NotFound, StoreBusy
 from carolctl.legacy_cells import RawText
 from carolctl.model import Millis, Outcome
@@ -395,6 +395,17 @@ def test_a_search_that_takes_too_long_is_cut_off_before_the_lock_is_taken(
         search()
 
 
+def test_a_publication_that_is_cut_off_is_a_trouble_that_ends_nothing(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running(store)
+    monkeypatch.setattr(planner_sql, "_PROGRESS_STEPS", 1)
+    monkeypatch.setattr(ledger, "DEADLINE_MS", 0)
+    report = ledger.publish(session(store), str(path))
+    assert report.pending == 1
+    assert "looked through" in (report.trouble or "")
+
+
 def test_what_the_job_came_with_from_there_goes_back_there(store: Store, path: Path) -> None:
     legacy = {"droid_name": "Crawler", "execution_id": 42, "initiative_id": "LAUNCH-7 \ud83d"}
     with store.write() as tx:
@@ -426,8 +437,8 @@ def test_the_class_of_a_failure_stands_in_front_of_a_summary_that_does_not_say_i
 # -- foreign rows ----
 
 
-def find(path: Path, *, now: int = T0 + HOUR, busy: dict[str, Millis] | None = None) -> ledger.ForeignRuns:
-    return ledger.find_orphans(
+def find(path: Path, *, now: int = T0 + HOUR, busy: dict[str, Millis] | None = None) -> orphans.ForeignRuns:
+    return orphans.find_orphans(
         str(path), now=Millis(now), threshold_min=30, store_uuid="ours", busy=busy or {}
     )
 
@@ -487,7 +498,7 @@ def test_the_droids_that_runs_keep_busy_are_told_by_their_legacy_names(store: St
     claim(store)
     queue(store)
     with store.read() as tx:
-        assert ledger.busy_droids(tx) == {"Crawler": T0}
+        assert orphans.busy_droids(tx) == {"Crawler": T0}
 
 
 @pytest.mark.parametrize(
@@ -522,7 +533,7 @@ def test_an_orphan_whose_end_the_table_refuses_does_not_stop_the_others(
         f"CREATE TRIGGER t BEFORE UPDATE ON droid_runs WHEN NEW.id = {first}"
         " BEGIN SELECT RAISE(ABORT, 'stays'); END",
     )
-    swept = ledger.sweep_orphans(session(store), str(path), threshold_min=30, dry_run=False)
+    swept = orphans.sweep_orphans(session(store), str(path), threshold_min=30, dry_run=False)
     assert swept == [second]
     assert "stays" in capsys.readouterr().err
 
@@ -531,7 +542,7 @@ def test_two_sweeps_of_the_same_orphan_end_it_once(store: Store, path: Path) -> 
     orphan = add(path)
     [row] = find(path).orphans
     assert row.id == orphan
-    assert ledger.sweep_orphans(session(store), str(path), threshold_min=30, dry_run=False) == [orphan]
+    assert orphans.sweep_orphans(session(store), str(path), threshold_min=30, dry_run=False) == [orphan]
     with opened(str(path), Deadline(5000)) as late:
         ending = planner_sql.Ending(row=row, completed_at="later", result_summary="x")
         assert late.end([ending]).done == []
@@ -539,13 +550,13 @@ def test_two_sweeps_of_the_same_orphan_end_it_once(store: Store, path: Path) -> 
 
 
 def test_a_sweep_writes_one_audit_entry_with_the_ids(store: Store, path: Path) -> None:
-    orphans = [add(path), add(path)]
-    ledger.sweep_orphans(session(store), str(path), threshold_min=30, dry_run=False)
-    ledger.sweep_orphans(session(store), str(path), threshold_min=30, dry_run=False)
+    rows = [add(path), add(path)]
+    orphans.sweep_orphans(session(store), str(path), threshold_min=30, dry_run=False)
+    orphans.sweep_orphans(session(store), str(path), threshold_min=30, dry_run=False)
     with store.read() as tx:
         [entry] = tx.audit_entries()
     assert (entry["command"], entry["actor"]) == ("orphan_sweep", "carolctl")
-    assert str(orphans).replace(" ", "") in entry["after"]
+    assert str(rows).replace(" ", "") in entry["after"]
 
 
 @pytest.mark.parametrize("problem", [NotFound, BadData])
