@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from carolctl.errors import UsageError
-from carolctl.model import Millis
+from carolctl.instant import Millis
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

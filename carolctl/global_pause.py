@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from carolctl.model import Millis
+from carolctl.instant import Millis
 
 KEY = "paused_until"
 FOREVER = "forever"

@@ -73,6 +73,12 @@ class Wire:
             if self.cut:
                 raise TimeoutError
 
+    def refuse_if_cut(self) -> None:
+        """Raise TimeoutError if the deadline came while connecting: nothing of the request has left."""
+        if self.cut:
+            self.why = self.why or "the deadline passed before the connection stood"
+            raise TimeoutError
+
     def dial(self, host: str, port: int) -> socket.socket:
         """A connected socket to `host`; on failure `why` says in a few words what was wrong."""
         try:
@@ -213,6 +219,8 @@ class _Connection(HTTPConnection):
         except OSError as error:
             self._wire.why = self._wire.why or f"the TLS handshake failed: {error.strerror or error}"
             raise
+        # A socket that the timer has shut down looks unconnected, and the TLS handshake is left out without a word.
+        self._wire.refuse_if_cut()
         self.sock.settimeout(self._wire.grace())
         self._wire.sent = True
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields, replace
 
 from carolctl import job_values, policy, timing
 from carolctl.errors import BadSchedule, UsageError
-from carolctl.job_values import Said
 from carolctl.model import Job, Millis, SkipReason, SlotRow
+from carolctl.said import Said
 from carolctl.schedule import Schedule
 
 _SCHEDULE_COLUMNS = ("schedule_kind", "schedule_expr", "timezone", "dst_rule", "spread_sec")

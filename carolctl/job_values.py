@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, get_args
 
 from carolctl.errors import UsageError
 from carolctl.http_rules import FRAMING_HEADERS, HEADER_NAME, HEADER_VALUE, METHODS, OWN_HEADERS
 from carolctl.model import Action, CatchUp, CommandAction, DstRule, HttpAction, Overlap, ScheduleKind
+from carolctl.said import Said
 
 JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 CLEAR = "none"
@@ -31,37 +31,6 @@ _RESERVED_HEADERS = FRAMING_HEADERS | OWN_HEADERS | {"host"}
 _SECRET_HEADERS = {"authorization", "proxy-authorization", "cookie", "x-api-key", "x-auth-token"}
 _REFERENCES = ("${env:", "${file:")
 _HIDDEN = "[redacted]"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    """What was said of a job, by option; None or empty: nothing was said."""
-
-    cron: str | None = None
-    daily_at: str | None = None
-    every: str | None = None
-    at: str | None = None
-    manual: bool | None = None
-    timezone: str | None = None
-    url: str | None = None
-    method: str | None = None
-    header: list[str] | None = None
-    payload: str | None = None
-    project: str | None = None
-    description: str | None = None
-    priority: str | None = None
-    overlap: str | None = None
-    catch_up: str | None = None
-    misfire_grace: str | None = None
-    max_run_duration: str | None = None
-    max_turns: str | None = None
-    max_attempts: str | None = None
-    idempotent: bool | None = None
-    agent_profile: str | None = None
-    on_failure: str | None = None
-    spread: str | None = None
-    dst_rule: str | None = None
-    argv: list[str] | None = None
 
 
 def check_job_id(text: str) -> str:

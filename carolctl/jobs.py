@@ -13,8 +13,9 @@ from typing import Any
 from carolctl import global_pause, job_plans, job_values
 from carolctl.errors import BadData, NotFound, Refused, StoreBusy
 from carolctl.job_plans import Change
-from carolctl.job_values import JOB_ID, Said
+from carolctl.job_values import JOB_ID
 from carolctl.model import Firing, Job, Millis, Run, action_document, action_kind
+from carolctl.said import Said
 from carolctl.session import Session
 from carolctl.store.jobs import JobReads
 from carolctl.store.records import AuditEntry

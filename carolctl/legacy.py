@@ -52,6 +52,7 @@ from carolctl.legacy_columns import (
     zone_name,
 )
 from carolctl.model import Action, CommandAction, HttpAction, Job, Millis, ScheduleKind
+from carolctl.said import Said
 
 NO_ACTION = CommandAction(argv=("/bin/false",))
 """Stands where a row names no usable action; such a job is imported paused."""
@@ -168,7 +169,7 @@ def _read_action(cells: Row) -> tuple[Action, list[str], bool]:
 
 def _command_problems(line: str) -> list[str]:
     try:
-        job_values.spoken_action(job_values.Said(argv=[*_SHELL, line]), None)
+        job_values.spoken_action(Said(argv=[*_SHELL, line]), None)
     except UsageError as problem:
         return ["the command holds a NUL character" if "\0" in line else f"command: {problem.message}"]
     return []

@@ -7,10 +7,9 @@ the name (`_sec`, `_ms`). The status names are the ones the database's CHECKs al
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NewType
+from typing import Any, Literal
 
-Millis = NewType("Millis", int)
-"""An instant: Unix time in milliseconds, UTC."""
+from carolctl.instant import Millis as Millis
 
 ScheduleKind = Literal["cron", "daily_at", "every", "at", "manual"]
 DstRule = Literal["once", "literal"]

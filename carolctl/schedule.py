@@ -30,14 +30,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from functools import lru_cache
 from itertools import chain, islice, pairwise
-from typing import NamedTuple, assert_never, cast
+from typing import TYPE_CHECKING, NamedTuple, assert_never, cast
 from zlib import crc32
 
 from carolctl import cronfields
 from carolctl.cronfields import DAY_MS, END_YEAR, EPOCH_DAY, FIRST_YEAR, CronFields
 from carolctl.errors import BadSchedule, UsageError
-from carolctl.model import DstRule, Millis, ScheduleKind
+from carolctl.instant import Millis
 from carolctl.progression import Progression
+
+if TYPE_CHECKING:
+    from carolctl.model import DstRule, ScheduleKind
 
 _DAY = 86_400
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

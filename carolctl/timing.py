@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from carolctl import schedule
-from carolctl.model import Job, Millis
-from carolctl.schedule import Schedule
+from carolctl.instant import Millis
+
+if TYPE_CHECKING:
+    from carolctl.model import Job
+    from carolctl.schedule import Schedule
 
 FAR = Millis(7_258_118_400_000)
 """The year 2200, where schedules end."""

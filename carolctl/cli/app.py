@@ -42,9 +42,11 @@ COMMANDS: dict[str, dict[str, str]] = {
         "drain": "Bring the spool in: events, and outcomes that could not be written when they happened.",
         "prune": "Delete old runs, metrics, events and audit entries.",
     },
-    "job_commands": {
+    "job_edit_commands": {
         "add-job": "Add a job.",
         "edit-job": "Change a job.",
+    },
+    "job_commands": {
         "remove-job": "Remove a job.",
         "list-jobs": "List the jobs, by id.",
         "show-job": "Show everything about a job.",
@@ -63,8 +65,10 @@ COMMANDS: dict[str, dict[str, str]] = {
     "event_commands": {
         "emit": "Leave an event about a run.",
     },
-    "config_commands": {
+    "schedule_commands": {
         "next": "Show when an expression fires.",
+    },
+    "config_commands": {
         "config": "Show and change settings.",
     },
     "forecast_commands": {

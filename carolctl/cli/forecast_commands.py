@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from carolctl.cli.app import application
+from carolctl.cli.opening import open_session
 from carolctl.cli.options import Db, Json, help_epilog, number
 from carolctl.cli.output import print_json, print_lines
 from carolctl.errors import Exit, UsageError
-from carolctl.job_values import Said
 from carolctl.notices import warn
-from carolctl.session import open_session
+from carolctl.said import Said
 
 if TYPE_CHECKING:
     from carolctl.collisions import Candidate, Check, Question

@@ -1,4 +1,4 @@
-"""What people call to make, change, list, pause and remove jobs."""
+"""What people call to list, pause and remove jobs."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ import typer
 
 from carolctl import clock, global_pause
 from carolctl.cli.app import application
-from carolctl.cli.job_options import describes_a_job
+from carolctl.cli.job_telling import outlook, tell_change, tell_unchanged
+from carolctl.cli.opening import open_session
 from carolctl.cli.options import Db, JobId, Json, help_epilog
 from carolctl.cli.output import print_json, print_lines, tell
 from carolctl.errors import Refused, UsageError
-from carolctl.job_values import Said
-from carolctl.model import Job, Millis
+from carolctl.instant import Millis
 from carolctl.notices import warn
-from carolctl.session import Session, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from carolctl.job_plans import Change
+    from carolctl.model import Job
+    from carolctl.session import Session
     from carolctl.store.jobs import DamagedJob
 
-NewJobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="Letters, digits, dots, dashes, underscores")]
 MaybeJob = Annotated[str | None, typer.Argument(metavar="[JOB]", help="Job id; without it, everything")]
 Cancel = Annotated[bool, typer.Option("--cancel", help="End its live runs first")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
@@ -40,69 +39,6 @@ Reason = Annotated[
 
 _UPCOMING = 5
 _RUNS_SHOWN = 5
-
-
-@application.command(
-    "add-job",
-    epilog=help_epilog(
-        "carolctl add-job nightly --daily-at 02:30 --timezone Europe/Berlin -- /usr/bin/backup --all",
-        x1="the id is taken",
-        x2="a value cannot be used",
-        x66="no such --on-failure job",
-        x75="database busy",
-    ),
-)
-@describes_a_job
-def add_job(job_id: NewJobId, *, said: Said, db: Db = None, as_json: Json = False) -> None:
-    """Add a job.
-
-    It takes exactly one schedule, and either --url or a command behind --. The word none as a value
-    means: no such limit, handler or project.
-    """
-    from carolctl import job_plans, jobs
-
-    job = job_plans.build(job_id, said, now=clock.now())
-    session = open_session(db, create=True)
-    jobs.add(session, job)
-    _warn_of_literal_secrets(job)
-    found = _warn_of_collisions(session, job)
-    document = {"job_id": job.job_id, "changed": True, "job": _document(job), "warnings": found}
-    tell(f"added {_outlook(job)}", document, as_json=as_json)
-
-
-@application.command(
-    "edit-job",
-    epilog=help_epilog(
-        "carolctl edit-job nightly --daily-at 04:00 --max-turns none",
-        x1="its state forbids it",
-        x2="a value cannot be used",
-        x65="its row is damaged",
-        x66="no such job",
-        x75="database busy",
-    ),
-)
-@describes_a_job
-def edit_job(job_id: JobId, *, said: Said, db: Db = None, as_json: Json = False) -> None:
-    """Change a job.
-
-    What is not given stays as it is; a new schedule counts from now. The word none takes a value away
-    again: --project, --description, --misfire-grace, --max-run-duration, --max-turns, --agent-profile,
-    --on-failure, --spread, --header, --payload.
-    """
-    from carolctl import jobs
-
-    if said == Said():
-        raise UsageError("nothing was said to change", hint="carolctl edit-job --help")
-    session = open_session(db)
-    change = jobs.edit(session, job_id, said)
-    if change is None:
-        _tell_unchanged(job_id, f"{job_id} is so already; nothing was changed", as_json=as_json)
-        return
-    if change.after.action != change.before.action:
-        _warn_of_literal_secrets(change.after)
-    found = _warn_of_collisions(session, change.after) if _WEIGHS & {*change.columns()} else []
-    line = f"changed {', '.join(_spoken(change))} of {_outlook(change.after)}"
-    _tell_change(change, line, as_json=as_json, warnings=found)
 
 
 @application.command(
@@ -252,9 +188,9 @@ def pause(
         raise UsageError("is for pausing everything, not one job", field="for")
     change = jobs.pause(open_session(db), job_id, why)
     if change is None:
-        _tell_unchanged(job_id, f"{job_id} is paused already", as_json=as_json)
+        tell_unchanged(job_id, f"{job_id} is paused already", as_json=as_json)
     else:
-        _tell_change(change, f"paused {job_id}: {change.after.paused_reason}", as_json=as_json)
+        tell_change(change, f"paused {job_id}: {change.after.paused_reason}", as_json=as_json)
 
 
 def _pause_all(session: Session, for_: str | None, reason: str | None, *, as_json: bool) -> None:
@@ -291,82 +227,9 @@ def resume(job_id: MaybeJob = None, db: Db = None, as_json: Json = False) -> Non
         return
     change = jobs.resume(session, job_id)
     if change is None:
-        _tell_unchanged(job_id, f"{job_id} is active already", as_json=as_json)
+        tell_unchanged(job_id, f"{job_id} is active already", as_json=as_json)
     else:
-        _tell_change(change, f"resumed {_outlook(change.after)}", as_json=as_json)
-
-
-# -- telling ---------------------------------------------------------------------------------------------------
-
-
-def _tell_unchanged(job_id: str, line: str, *, as_json: bool) -> None:
-    tell(line, {"job_id": job_id, "changed": False}, as_json=as_json)
-
-
-def _tell_change(change: Change, line: str, *, as_json: bool, **more: Any) -> None:
-    document = {"job_id": change.after.job_id, "changed": True, "columns": change.columns(), **more}
-    skipped = sum(row.coalesced for row in change.skipped)
-    told = f"{line}; slots skipped: {skipped}" if skipped else line
-    tell(told, document | {"skipped": skipped, "job": _document(change.after)}, as_json=as_json)
-
-
-def _spoken(change: Change) -> list[str]:
-    """The changed columns that somebody spoke of, not those that follow."""
-    follow = {
-        "anchor_at",
-        "next_fire_at",
-        "schedule_rev",
-        "last_scheduled_for",
-        "deferred_at",
-        "max_turns_set_at",
-    }
-    return [name for name in change.columns() if name not in follow]
-
-
-def _document(job: Job) -> dict[str, Any]:
-    from carolctl.cli import job_views
-
-    return job_views.document(job)
-
-
-def _outlook(job: Job) -> str:
-    """``nightly; next 2026-03-29T00:30:00Z``."""
-    if job.status == "paused":
-        return f"{job.job_id}; it is paused"
-    when = clock.iso(job.next_fire_at)
-    return f"{job.job_id}; next {when}" if when else f"{job.job_id}; it does not fire by itself"
-
-
-def _warn_of_literal_secrets(job: Job) -> None:
-    from carolctl import job_values
-
-    for name in job_values.literal_secrets(job.action):
-        warn(
-            f"the value of {name} is stored as it is; ${{env:NAME}} or ${{file:PATH}} keeps it out of the database"
-        )
-
-
-#: A change of none of these moves or weighs a firing.
-_WEIGHS = {"schedule_kind", "schedule_expr", "timezone", "dst_rule", "spread_sec", "max_turns"}
-_WARNINGS_SHOWN = 10
-
-
-def _warn_of_collisions(session: Session, job: Job) -> list[dict[str, Any]]:
-    """The collisions that the saved job has a part in, each said in a line on standard error."""
-    from carolctl.firing_weight import could_collide, fires
-
-    with session.store.read() as tx:
-        chosen, settings = [other for other in tx.jobs() if fires(other)], session.settings(tx)
-    if not fires(job) or not could_collide(chosen, settings):
-        return []
-    from carolctl import collisions
-
-    expected, found = collisions.caused_by(job.job_id, chosen, settings, session.now)
-    for collision in found[:_WARNINGS_SHOWN]:
-        warn(collisions.phrase(expected, collision))
-    if len(found) > _WARNINGS_SHOWN:
-        warn(f"and {len(found) - _WARNINGS_SHOWN} collisions more; carolctl collision-check shows them")
-    return collisions.warnings(expected, found)
+        tell_change(change, f"resumed {outlook(change.after)}", as_json=as_json)
 
 
 def _global_pause(session: Session, until: str | None) -> dict[str, Any] | None:

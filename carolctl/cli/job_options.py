@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from carolctl.job_values import Said
+from carolctl.said import Said
 
 
 def _option(flag: str, metavar: str, text: str) -> Any:

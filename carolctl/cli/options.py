@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from carolctl.config import whole_number
-
 Db = Annotated[
     str | None,
     typer.Option("--db", metavar="PATH", help="Job store [CAROL_SCHEDULER_DB; DATA HOME/scheduler.db]"),
@@ -25,6 +23,8 @@ def number(least: int) -> Callable[[str], int]:
     """A parser of plain whole numbers: not ``1_0``, and nothing that a database could not hold."""
 
     def parse(text: str | int) -> int:
+        from carolctl.config import whole_number
+
         try:
             return whole_number(str(text), least=least)
         except ValueError as problem:

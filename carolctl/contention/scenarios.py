@@ -17,9 +17,9 @@ from carolctl.contention.endpoint import SlowEndpoint
 from carolctl.contention.figures import Check, Measured, Result, measured, together
 from carolctl.contention.site import Site, make_site
 from carolctl.finish import claimant_now
-from carolctl.job_values import Said
 from carolctl.launch.owner import start_time
 from carolctl.model import Job, Millis
+from carolctl.said import Said
 from carolctl.store.scratch import audited, lock_is_held, plain_client, stored_events
 
 THINK_SEC = 0.02

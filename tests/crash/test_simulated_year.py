@@ -21,8 +21,8 @@ import pytest
 
 from carolctl import jobs, launch, tick
 from carolctl.finish import settle_and_refill
-from carolctl.job_values import Said
 from carolctl.model import Claimed, Job, Millis, Outcome
+from carolctl.said import Said
 from carolctl.session import Session
 from carolctl.store.db import Store
 from tests import builders

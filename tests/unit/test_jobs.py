@@ -12,8 +12,8 @@ import pytest
 from carolctl import job_values, jobs
 from carolctl.errors import BadSchedule, NotFound, UsageError
 from carolctl.job_plans import build, plan_edit, plan_pause, plan_resume
-from carolctl.job_values import Said
 from carolctl.model import CommandAction, HttpAction, Job, Millis
+from carolctl.said import Said
 from carolctl.schedule import spread_offset_ms
 from carolctl.session import Session
 from carolctl.store.db import Store
