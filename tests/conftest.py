@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,27 @@ from carolctl.store import db
 from carolctl.store.db import Store
 from tests import builders
 from tests.builders import Carol, Result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """After all tests nothing runs in a data home of theirs: neither a runner nor its command."""
+    yield
+    mark = os.fsencode(f"CAROL_DATA_DIR={tmp_path_factory.getbasetemp()}/")
+    deadline = time.monotonic() + 20
+    while left := _processes_with(mark):
+        assert time.monotonic() < deadline, f"left running: {left}"
+        time.sleep(0.1)
+
+
+def _processes_with(mark: bytes) -> dict[int, str]:
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if mark in Path("/proc", pid, "environ").read_bytes():
+                line = Path("/proc", pid, "cmdline").read_bytes()
+                found[int(pid)] = line.replace(b"\0", b" ").decode(errors="replace")[:200]
+    return found
 
 
 @pytest.fixture

@@ -114,7 +114,8 @@ def test_nothing_below_imports_the_command_line() -> None:
 
 
 _PURE = (
-    "carolctl.model", "carolctl.policy", "carolctl.schedule", "carolctl.cronfields", "carolctl.progression",
+    "carolctl.instant", "carolctl.model", "carolctl.policy", "carolctl.schedule", "carolctl.cronfields",
+    "carolctl.progression",
     "carolctl.forecast", "carolctl.rearrange",
 )  # fmt: skip
 _IO = {
@@ -141,7 +142,7 @@ def test_nouns_and_mathematics_are_told_the_time_and_open_nothing(name: str) -> 
 
 
 #: Who may be imported from where: what lies lowest first.
-_LOWEST = {"carolctl", "carolctl.errors", "carolctl.model"}
+_LOWEST = {"carolctl", "carolctl.errors", "carolctl.instant", "carolctl.model"}
 _TOOLS = {
     *_LOWEST, "carolctl.lockguard", "carolctl.failpoints", "carolctl.places", "carolctl.clock",
     "carolctl.config", "carolctl.notices",
