@@ -20,7 +20,7 @@ from carolctl.finish import record_outcomes
 from carolctl.launch import owner
 from carolctl.launch.supervisor import boot_seconds
 from carolctl.lockguard import require_unlocked
-from carolctl.model import Claimed, FailureClass, Outcome, Run
+from carolctl.model import Claimed, FailureClass, Millis, Outcome, Run
 from carolctl.notices import warn
 from carolctl.store.db import Store
 
@@ -43,21 +43,34 @@ class Started:
 
 def start(store: Store, run_id: int, claim_no: int) -> Started | None:
     """Claimed to running; None when the claim is stale: then nothing is to be run."""
+    started = start_all(store, [(run_id, claim_no)])
+    return started[0] if started else None
+
+
+def start_all(store: Store, claims: Sequence[tuple[int, int]]) -> list[Started]:
+    """The same for several claims (run id, claim number), each by its own compare-and-swap, in one write.
+
+    The stale ones are missing from the answer.
+    """
     failpoint("runner-before-start")
     began, pid = boot_seconds(), os.getpid()
     now, boottime_ms, boot_id = clock.now(), clock.boottime_ms(), clock.boot_id()
     pid_start = owner.start_time(pid)
     with store.write() as tx:
-        claimed = tx.start(run_id, claim_no, now=now, pid=pid, pid_start=pid_start, unit=None)
-    if claimed is None:
-        return None
-    failpoint("runner-after-start")
-    run = claimed.run
+        claimed = tx.start_all(claims, now=now, pid=pid, pid_start=pid_start, unit=None)
+    if claimed:
+        failpoint("runner-after-start")
+    return [
+        Started(claimed=one, deadline=began + _left_ms(one.run, now, boottime_ms, boot_id) / 1000)
+        for one in claimed
+    ]
+
+
+def _left_ms(run: Run, now: Millis, boottime_ms: int | None, boot_id: str) -> int:
     assert run.lease_expires_at is not None
     assert run.slot_claimed_at is not None
     elapsed = policy.elapsed_ms(run, now=now, boottime_ms=boottime_ms, boot_id=boot_id)
-    left_ms = run.lease_expires_at - run.slot_claimed_at - elapsed
-    return Started(claimed=claimed, deadline=began + left_ms / 1000)
+    return run.lease_expires_at - run.slot_claimed_at - elapsed
 
 
 def failed(run: Run, reason: FailureClass, summary: str | None = None) -> Outcome:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from carolctl import clock, http_call
-from carolctl.claims import Started, failed, finish, launch_all, start
+from carolctl.claims import Started, failed, finish, launch_all, start_all
 from carolctl.errors import StoreBusy
 from carolctl.http_call import HttpResult
 from carolctl.http_request import HttpRequest
@@ -26,6 +26,7 @@ from carolctl.notices import warn
 from carolctl.session import Session
 
 _ACCEPT_TRIES = 12
+_LONGEST_LINGER_SEC, _MOST_LINGERS = 0.02, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +66,33 @@ class HttpPool:
                 if not self._end_those_asked():
                     return self._abort()
             elif self._waiting:
-                self._take_off(*self._waiting.popleft())
+                self._take_off()
             else:
                 self._go_on(self._record(self._arrivals()))
         return None
 
-    def _take_off(self, run_id: int, claim_no: int) -> None:
+    def _take_off(self) -> None:
+        """Start whatever waits in one write, then send: an outsider that writes meets one lock, not one a run."""
+        claims, self._waiting = list(self._waiting), deque()
         try:
-            started = start(self._store, run_id, claim_no)
+            started = start_all(self._store, claims)
         except StoreBusy as busy:
-            warn(f"run {run_id} was not started: {busy.message}")
+            runs = ", ".join(str(run_id) for run_id, _ in claims)
+            warn(f"not started, run {runs}: {busy.message}")
             return
-        if started is None:
-            return
-        refusal = _refusal(started)
-        if refusal:
-            self._go_on(self._record([refusal]))
-            return
-        flight = Flight(started.run, self._request(started))
-        self._flying[run_id, claim_no] = flight
-        threading.Thread(target=self._fly, args=(flight,), name=f"run-{run_id}", daemon=True).start()
+        refusals = []
+        for one in started:
+            if refusal := _refusal(one):
+                refusals.append(refusal)
+            else:
+                self._send(one)
+        self._go_on(self._record(refusals))
+
+    def _send(self, started: Started) -> None:
+        run = started.run
+        flight = Flight(run, self._request(started))
+        self._flying[run.run_id, run.claim_no] = flight
+        threading.Thread(target=self._fly, args=(flight,), name=f"run-{run.run_id}", daemon=True).start()
 
     def _request(self, started: Started) -> HttpRequest:
         run, action = started.run, started.claimed.action
@@ -116,16 +124,23 @@ class HttpPool:
         self._landed.put((flight, result))
 
     def _arrivals(self) -> list[Outcome]:
-        """Wait for an answer, then take whatever else has come; the ends to record."""
+        """Wait for an answer, and after each for as long as a write takes for one more; the ends to record.
+
+        What comes together is written together: on a slow disk, an outsider meets one lock instead of many.
+        """
         outcomes: list[Outcome] = []
+        linger = min(self._store.write_lock_ms / 1000, _LONGEST_LINGER_SEC)
         arrived = self._landed.get()
-        while True:
-            if arrived is not None and (outcome := self._land(*arrived)):
+        until = time.monotonic() + _MOST_LINGERS * linger
+        while arrived is not None:
+            if outcome := self._land(*arrived):
                 outcomes.append(outcome)
+            left = min(linger, until - time.monotonic()) if self._flying else 0
             try:
-                arrived = self._landed.get_nowait()
+                arrived = self._landed.get(timeout=left) if left > 0 else self._landed.get_nowait()
             except queue.Empty:
-                return outcomes
+                break
+        return outcomes
 
     def _land(self, flight: Flight, result: HttpResult) -> Outcome | None:
         run = flight.run

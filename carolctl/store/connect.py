@@ -16,6 +16,7 @@ from carolctl.errors import BadConfig, BadData, CarolError, DiskFull, NotFound, 
 from carolctl.lockguard import require_unlocked
 
 _POLL_SEC = (0.002, 0.008)
+_POLL_AT_THE_HEAD_SEC = (0.0005, 0.0015)
 #: How much longer a sleep gets, for each second that the one before ended late, and at most.
 _LATENESS_COUNTS, _MOST_FOR_LATENESS_SEC = 8, 0.03
 _PROGRESS_STEPS = 100_000
@@ -87,8 +88,11 @@ def is_busy(error: sqlite3.Error) -> bool:
     return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL"))
 
 
-def wait_for_lock(attempt: Callable[[], object], deadline_ms: int) -> None:
-    """Call `attempt` until it stops raising SQLITE_BUSY; after `deadline_ms` let the error out."""
+def wait_for_lock(attempt: Callable[[], object], deadline_ms: float, *, alone: bool = False) -> None:
+    """Call `attempt` until it stops raising SQLITE_BUSY; after `deadline_ms` let the error out.
+
+    `alone`: no other process of ours polls for this lock, so this one may do it more often.
+    """
     require_unlocked("waiting for a database lock")
     give_up = time.monotonic() + deadline_ms / 1000
     late = 0.0
@@ -100,10 +104,10 @@ def wait_for_lock(attempt: Callable[[], object], deadline_ms: int) -> None:
                 raise
         else:
             return
-        late = _sleep(late)
+        late = _sleep(_POLL_AT_THE_HEAD_SEC if alone else _POLL_SEC, late)
 
 
-def _sleep(late: float) -> float:
+def _sleep(poll: tuple[float, float], late: float) -> float:
     """Sleep for a poll's length; `late` and the answer are by how many seconds the last sleep and this one overran.
 
     Sleepers that wake up late are more than the processors can wake. Were hundreds of them to poll on as before,
@@ -112,15 +116,24 @@ def _sleep(late: float) -> float:
     """
     import random
 
-    wanted = random.uniform(*_POLL_SEC)  # noqa: S311 - jitter against lockstep, not a secret
+    wanted = random.uniform(*poll)  # noqa: S311 - jitter against lockstep, not a secret
     wanted += min(_LATENESS_COUNTS * late, _MOST_FOR_LATENESS_SEC) * random.uniform(0, 2)  # noqa: S311
     began = time.monotonic()
     time.sleep(wanted)
     return max(0.0, time.monotonic() - began - wanted)
 
 
-def begin(connection: sqlite3.Connection, statement: str, deadline_ms: int) -> None:
-    """Open a transaction by `statement`, waiting at most `deadline_ms`; its snapshot is taken here."""
+def begin(
+    connection: sqlite3.Connection,
+    statement: str,
+    deadline_ms: int,
+    *,
+    waited_ms: float = 0,
+    alone: bool = False,
+) -> None:
+    """Open a transaction by `statement`, waiting for what `waited_ms` left of `deadline_ms`; its snapshot is
+    taken here. `alone`: see `wait_for_lock`.
+    """
 
     def attempt() -> None:
         connection.execute(statement)
@@ -133,7 +146,7 @@ def begin(connection: sqlite3.Connection, statement: str, deadline_ms: int) -> N
 
     connection.execute("PRAGMA busy_timeout = 0")
     try:
-        wait_for_lock(attempt, deadline_ms)
+        wait_for_lock(attempt, deadline_ms - waited_ms, alone=alone)
     finally:
         connection.execute(f"PRAGMA busy_timeout = {int(deadline_ms)}")
 

@@ -1,9 +1,9 @@
 """The job store: opening it, and its two transactions, the only ways in.
 
 Incident: deferred transactions of twenty-two agents deadlocked when they upgraded to a write. Decision: every
-write is BEGIN IMMEDIATE in a wait loop of our own, one short transaction, and `Store` itself has no verb: what
-may be asked lives on the transaction objects. Consequence: SQL outside a transaction cannot be written down,
-and code that reaches the network is never handed the means to write.
+write is BEGIN IMMEDIATE in a wait loop of our own, behind a queue of our own (`gate`), one short transaction; and
+`Store` itself has no verb: what may be asked lives on the transaction objects. Consequence: SQL outside a
+transaction cannot be written down, and code that reaches the network is never handed the means to write.
 
 synchronous=FULL: a claim must be durable before its request leaves the machine; batching makes that cheap.
 """
@@ -21,8 +21,11 @@ from carolctl.failpoints import failpoint
 from carolctl.lockguard import IOUnderLock, require_unlocked, set_write_open, write_is_open
 from carolctl.store import SCHEMA_VERSION, migrate
 from carolctl.store.connect import begin, connect, explained, refuse_network_file_system, rollback
+from carolctl.store.gate import queued
 from carolctl.store.tx import ReadTx, WriteTx
 
+#: How much of the deadline may pass behind other writers of ours, one of which might have been stopped.
+_SHARE_IN_LINE = 0.6
 _JOURNAL_SIZE_LIMIT = 16 * 1024 * 1024
 
 
@@ -57,8 +60,13 @@ class Store:
         """
         if write_is_open():
             raise IOUnderLock("a write transaction inside a write transaction")
-        with explained(self.path, self._deadline_ms):
-            begin(self._connection, "BEGIN IMMEDIATE", self._deadline_ms)
+        arrived = time.monotonic()
+        with (
+            explained(self.path, self._deadline_ms),
+            queued(self.path, _SHARE_IN_LINE * self._deadline_ms / 1000) as first,
+        ):
+            waited_ms = (time.monotonic() - arrived) * 1000
+            begin(self._connection, "BEGIN IMMEDIATE", self._deadline_ms, waited_ms=waited_ms, alone=first)
             began = time.perf_counter()
             set_write_open(True)
             try:

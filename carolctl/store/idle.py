@@ -20,7 +20,7 @@ SELECT (SELECT user_version FROM pragma_user_version) = :version
    AND (SELECT application_id FROM pragma_application_id) = :application
    AND NOT EXISTS (SELECT 1 FROM scheduled_jobs WHERE status = 'active' AND next_fire_at <= :now)
    AND NOT EXISTS (SELECT 1 FROM scheduled_jobs WHERE status = 'active' AND last_scheduled_for > :ahead)
-   AND NOT EXISTS (SELECT 1 FROM runs WHERE status IN ('queued', 'claimed', 'running'))
+   AND NOT EXISTS (SELECT 1 FROM runs WHERE completed_at IS NULL)
    AND NOT EXISTS (SELECT 1 FROM ledger_outbox)
    AND NOT EXISTS (SELECT 1 FROM meta WHERE key = 'paused_until'
                       AND (value GLOB '*[^0-9]*' OR CAST(value AS INTEGER) > :now))

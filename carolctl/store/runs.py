@@ -24,18 +24,18 @@ _SELECT_BY_ID = f"{_SELECT} WHERE run_id IN (SELECT value FROM json_each(?)) ORD
 # partial index only where it sees its condition, and would read every run that ever was, under the lock.
 _CLAIM = f"""
 WITH occupied AS (
-  SELECT count(*) AS slots FROM runs WHERE status IN ('queued', 'claimed', 'running') AND status <> 'queued'
+  SELECT count(*) AS slots FROM runs WHERE completed_at IS NULL AND status <> 'queued'
 ), candidate AS (
   SELECT q.run_id, coalesce(j.max_run_duration_sec, :lease_sec) * 1000 AS lease_ms
     FROM runs AS q JOIN scheduled_jobs AS j ON j.job_id = q.job_id
    WHERE (SELECT slots FROM occupied) < :cap
-     AND q.status = 'queued' AND q.status IN ('queued', 'claimed', 'running')
+     AND q.status = 'queued' AND q.completed_at IS NULL
      AND (q.not_before IS NULL OR q.not_before <= :now)
      AND (q.source <> 'scheduled' OR j.status = 'active')
      AND (:only IS NULL OR q.run_id = :only)
      AND (j.overlap = 'allow' OR NOT EXISTS (
            SELECT 1 FROM runs AS l
-            WHERE l.job_id = q.job_id AND l.status IN ('queued', 'claimed', 'running')
+            WHERE l.job_id = q.job_id AND l.completed_at IS NULL
               AND (l.status <> 'queued'
                    OR (:only IS NULL AND (l.queued_at, l.run_id) < (q.queued_at, q.run_id)
                        AND (l.not_before IS NULL OR l.not_before <= :now)
@@ -64,7 +64,7 @@ SELECT :run_id, random() & 0x3FFFFFFFFFFFFFFF
 _MARK_RUNNING = """
 INSERT OR REPLACE INTO ledger_outbox (run_id, version)
 SELECT run_id, random() & 0x3FFFFFFFFFFFFFFF FROM runs
- WHERE status IN ('queued', 'claimed', 'running') AND status = 'running'
+ WHERE completed_at IS NULL AND status = 'running'
 """
 
 
@@ -139,15 +139,14 @@ class RunReads:
 
     def live_runs(self) -> list[Run]:
         """Every queued, claimed or running run, oldest first."""
-        rows = self._connection.execute(
-            f"{_SELECT} WHERE status IN ('queued', 'claimed', 'running') ORDER BY run_id"
-        )
+        rows = self._connection.execute(f"{_SELECT} WHERE completed_at IS NULL ORDER BY run_id")
         return [run_from_row(row) for row in rows.fetchall()]
 
     def live_runs_of(self, job_id: str) -> list[Run]:
         """The live runs of one job, oldest first."""
+        # The plus sign keeps SQLite from walking through all the runs that the job ever had, for their order.
         rows = self._connection.execute(
-            f"{_SELECT} WHERE status IN ('queued', 'claimed', 'running') AND job_id = ? ORDER BY run_id",
+            f"{_SELECT} WHERE completed_at IS NULL AND job_id = ? ORDER BY +run_id",
             (job_id,),
         )
         return [run_from_row(row) for row in rows.fetchall()]
@@ -156,7 +155,7 @@ class RunReads:
         """How many runs are queued, and how many hold a slot."""
         row = self._connection.execute(
             "SELECT coalesce(sum(status = 'queued'), 0), coalesce(sum(status <> 'queued'), 0) FROM runs"
-            " WHERE status IN ('queued', 'claimed', 'running')"
+            " WHERE completed_at IS NULL"
         ).fetchone()
         return row[0], row[1]
 
@@ -178,7 +177,7 @@ class RunWrites(RunReads):
     """What may be done to runs, inside a write transaction.
 
     What the legacy ledger shows of a run changes in four verbs, and each leaves the dirty mark in the same
-    transaction: `start`, `end_run`, `requeue_run` and `cancel_queued`.
+    transaction: `start_all`, `end_run`, `requeue_run` and `cancel_queued`.
     """
 
     #: Whether this process mirrors runs, whatever the store says.
@@ -283,18 +282,32 @@ class RunWrites(RunReads):
         unit: str | None,
     ) -> Claimed | None:
         """Claimed to running, for the holder of `claim_no` only; None: you are stale, run nothing."""
-        row = self._connection.execute(
+        started = self.start_all([(run_id, claim_no)], now=now, pid=pid, pid_start=pid_start, unit=unit)
+        return started[0] if started else None
+
+    def start_all(
+        self,
+        claims: Sequence[tuple[int, int]],
+        *,
+        now: Millis,
+        pid: int | None,
+        pid_start: int | None,
+        unit: str | None,
+    ) -> list[Claimed]:
+        """The same for each of `claims` (run id, claim number) by itself; the stale ones are left out."""
+        rows = self._connection.execute(
             f"""
-            UPDATE runs SET status = 'running', started_at = ?, pid = ?, pid_start = ?, unit = ?
-             WHERE run_id = ? AND claim_no = ? AND status = 'claimed'
+            UPDATE runs SET status = 'running', started_at = :now, pid = :pid, pid_start = :pid_start, unit = :unit
+              FROM (SELECT value ->> 0 AS run_id, value ->> 1 AS claim_no FROM json_each(:plan)) AS plan
+             WHERE runs.run_id = plan.run_id AND runs.claim_no = plan.claim_no AND runs.status = 'claimed'
             RETURNING {column_list(RUN_COLUMNS)}
             """,  # noqa: S608
-            (now, pid, pid_start, unit, run_id, claim_no),
-        ).fetchone()
-        if row is None:
-            return None
-        self._mark(run_id)
-        return self._with_actions([run_from_row(row)])[0]
+            {"now": now, "pid": pid, "pid_start": pid_start, "unit": unit, "plan": to_json(list(claims))},
+        ).fetchall()
+        started = sorted((run_from_row(row) for row in rows), key=lambda run: run.run_id)
+        for run in started:
+            self._mark(run.run_id)
+        return self._with_actions(started)
 
     def accept(self, run_id: int, claim_no: int) -> bool:
         """The other side took the work on (202): from here the run lives under its lease alone."""

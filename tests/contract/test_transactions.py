@@ -359,7 +359,8 @@ def modes(folder: Path) -> dict[str, int]:
 def test_database_files_are_private_whatever_the_umask(home: Path) -> None:
     with umask(0o022), closing(builders.store(home)) as one:
         add_a_run(one)
-        assert modes(home) == dict.fromkeys(["scheduler.db", "scheduler.db-wal", "scheduler.db-shm"], 0o600)
+        side = (f"scheduler.db{suffix}" for suffix in ("-wal", "-shm", "-gate"))
+        assert modes(home) == dict.fromkeys(["scheduler.db", *side], 0o600)
         assert stat.S_IMODE(home.stat().st_mode) == 0o700
 
 

@@ -222,8 +222,10 @@ BUGS = (
         (
             Patch(
                 "store/runs.py",
-                "WHERE run_id = ? AND claim_no = ? AND status = 'claimed'",
-                "WHERE run_id = ? AND claim_no >= ? AND status = 'claimed'",
+                "AND runs.claim_no = plan.claim_no AND runs.status = 'claimed'\n            RETURNING {column_list(RUN_COLUMNS)}\n"
+                '            """,  # noqa: S608\n            {"now": now, "pid": pid',
+                "AND runs.claim_no >= plan.claim_no AND runs.status = 'claimed'\n            RETURNING {column_list(RUN_COLUMNS)}\n"
+                '            """,  # noqa: S608\n            {"now": now, "pid": pid',
             ),
         ),
         _in_world(zombie_before_start, cap=2),
