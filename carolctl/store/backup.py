@@ -46,7 +46,7 @@ def private_store(path: str, *, deadline_ms: int) -> Iterator[Store]:
         with explained(path, deadline_ms):
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA synchronous = FULL")
-        yield Store(connection, path, deadline_ms=deadline_ms)
+        yield Store(connection, path, deadline_ms=deadline_ms, shared=False)
 
 
 def highest_run_id(tx: ReadTx) -> int:

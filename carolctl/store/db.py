@@ -14,7 +14,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from carolctl.errors import NotPermitted
 from carolctl.failpoints import failpoint
@@ -33,12 +33,20 @@ class Store:
     """One SQLite job store, opened."""
 
     def __init__(
-        self, connection: sqlite3.Connection, path: str, *, deadline_ms: int, mirrored: bool = False
+        self,
+        connection: sqlite3.Connection,
+        path: str,
+        *,
+        deadline_ms: int,
+        mirrored: bool = False,
+        shared: bool = True,
     ) -> None:
         self._connection = connection
         self.path = path
         self._deadline_ms = deadline_ms
         self._mirrored = mirrored
+        #: Whether there may be other writers to stand in line with.
+        self._shared = shared
         #: How long the last write transaction held the lock, in milliseconds.
         self.write_lock_ms = 0.0
 
@@ -63,7 +71,7 @@ class Store:
         arrived = time.monotonic()
         with (
             explained(self.path, self._deadline_ms),
-            queued(self.path, _SHARE_IN_LINE * self._deadline_ms / 1000) as first,
+            self._turn() as first,
         ):
             waited_ms = (time.monotonic() - arrived) * 1000
             begin(self._connection, "BEGIN IMMEDIATE", self._deadline_ms, waited_ms=waited_ms, alone=first)
@@ -79,6 +87,13 @@ class Store:
                 set_write_open(False)
                 self.write_lock_ms = (time.perf_counter() - began) * 1000
         failpoint("store-after-commit")
+
+    def _turn(self) -> AbstractContextManager[bool]:
+        return (
+            queued(self.path, _SHARE_IN_LINE * self._deadline_ms / 1000)
+            if self._shared
+            else nullcontext(True)
+        )
 
     def close(self) -> None:
         """Close the connection. Short-lived commands leave it to the end of the process: closing the last

@@ -335,7 +335,7 @@ def test_what_is_no_sound_backup_changes_nothing(filled: Path, inside: Inside, k
     refused = inside("backup", "--restore", str(file))
     assert (refused.code, len(refused.err.splitlines())) == (code, 1), refused
     assert before == (store.read_bytes(), file.read_bytes() if file.exists() else None)
-    assert names(filled) == ["scheduler.db"]
+    assert names(filled) == ["scheduler.db", "scheduler.db-gate"]
 
 
 @pytest.mark.parametrize(
