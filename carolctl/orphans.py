@@ -8,7 +8,6 @@ dead for longer than the threshold; what cannot be dated is left alone, and said
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -105,19 +104,8 @@ def _has_live_process(row: ForeignRow) -> bool:
         return False
     process = owner.look(pid)
     if process is None:
-        return _is_hidden(pid)
+        return owner.exists(pid)
     return not process.has_ended and pid_start in (None, process.start)
-
-
-def _is_hidden(pid: int) -> bool:
-    """/proc may hide the processes of others; the kernel says "no such process" only of the dead."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 # -- the sweep ---------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def _liveness_of(pid: int, pid_start: int | None) -> Liveness:
     process = look(pid)
     if process is None:
         # /proc may hide the processes of others; the kernel says "no such process" only of the dead.
-        return "unknown" if _exists(pid) else "dead"
+        return "unknown" if exists(pid) else "dead"
     if process.has_ended:
         return "dead"
     if pid_start is None:
@@ -103,7 +103,10 @@ def _liveness_of(pid: int, pid_start: int | None) -> Liveness:
     return "alive" if process.start == pid_start else "dead"
 
 
-def _exists(pid: int) -> bool:
+def exists(pid: int) -> bool:
+    """Whether there is such a process: /proc may hide those of others, but the kernel says of the dead alone
+    that there is none.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from carolctl.errors import UsageError
 from carolctl.event_values import is_event_id, is_event_kind, is_shallow
 from carolctl.lockguard import IOUnderLock
 from carolctl.store.events import Event
+from tests import strange_files
 from tests.builders import T0
 
 NOBODY = 65534
@@ -179,31 +179,8 @@ def _hard_link(folder: Path, path: Path) -> None:
     os.link(folder / "elsewhere", path)
 
 
-def _fifo(folder: Path, path: Path) -> None:
-    os.mkfifo(path)
-
-
-def _socket(folder: Path, path: Path) -> None:
-    here = os.getcwd()
-    os.chdir(path.parent)
-    try:
-        with socket.socket(socket.AF_UNIX) as one:
-            one.bind(path.name)
-    finally:
-        os.chdir(here)
-
-
-def _directory(folder: Path, path: Path) -> None:
-    (path / "inside").mkdir(parents=True)
-
-
 def _huge(folder: Path, path: Path) -> None:
     path.write_text(json.dumps(document(data="x" * 65_536)))
-
-
-def _endless(folder: Path, path: Path) -> None:
-    with open(path, "wb") as file:
-        file.truncate(10 * 2**40)
 
 
 def _a_million_deep(folder: Path, path: Path) -> None:
@@ -216,7 +193,8 @@ def _deep_within_the_size(folder: Path, path: Path) -> None:
 
 @pytest.mark.parametrize(
     "plant",
-    [_symbolic_link, _hard_link, _fifo, _socket, _directory, _huge, _endless, _a_million_deep, _deep_within_the_size],
+    [_symbolic_link, _hard_link, strange_files.fifo, strange_files.unix_socket, strange_files.directory,
+     _huge, strange_files.endless, _a_million_deep, _deep_within_the_size,],
     ids=lambda plant: plant.__name__.strip("_"),
 )  # fmt: skip
 def test_what_is_no_plain_file_of_ours_is_refused_with_a_reason_and_its_neighbour_is_read(

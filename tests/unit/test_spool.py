@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from carolctl import lockguard, spool
 from carolctl.lockguard import IOUnderLock
 from carolctl.model import Outcome
+from tests import strange_files
 from tests.builders import T0
 
 NOBODY = 65534
@@ -179,31 +179,8 @@ def _hard_link(folder: Path, path: Path) -> None:
     os.link(folder / "elsewhere", path)
 
 
-def _fifo(folder: Path, path: Path) -> None:
-    os.mkfifo(path)
-
-
-def _socket(folder: Path, path: Path) -> None:
-    here = os.getcwd()
-    os.chdir(path.parent)
-    try:
-        with socket.socket(socket.AF_UNIX) as one:
-            one.bind(path.name)
-    finally:
-        os.chdir(here)
-
-
-def _directory(folder: Path, path: Path) -> None:
-    (path / "inside").mkdir(parents=True)
-
-
 def _huge(folder: Path, path: Path) -> None:
     path.write_text(json.dumps(document(summary="x" * 65536)))
-
-
-def _endless(folder: Path, path: Path) -> None:
-    with open(path, "wb") as file:
-        file.truncate(10 * 2**40)
 
 
 def _unreadable_bytes(folder: Path, path: Path) -> None:
@@ -211,7 +188,8 @@ def _unreadable_bytes(folder: Path, path: Path) -> None:
 
 
 _STRANGERS = [
-    _symbolic_link, _dangling_link, _hard_link, _fifo, _socket, _directory, _huge, _endless, _unreadable_bytes,
+    _symbolic_link, _dangling_link, _hard_link, strange_files.fifo, strange_files.unix_socket, strange_files.directory,
+    _huge, strange_files.endless, _unreadable_bytes,
 ]  # fmt: skip
 
 
