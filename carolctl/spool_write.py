@@ -20,8 +20,18 @@ def put(name: str, content: bytes) -> str:
     A file of that name is replaced. After an error it may still be there, but nobody has been told so.
     """
     require_unlocked("writing to the spool")
-    temporary = os.path.join(folder("tmp"), f"{name}.{os.getpid()}")
-    target = os.path.join(folder("new"), name)
+    try:
+        return _put(name, content)
+    except FileNotFoundError:
+        # The first file ever; to look for the folders each time would be a tenth of an emit.
+        folder("tmp")
+        folder("new")
+        return _put(name, content)
+
+
+def _put(name: str, content: bytes) -> str:
+    temporary = os.path.join(places.spool(), "tmp", f"{name}.{os.getpid()}")
+    target = os.path.join(places.spool(), "new", name)
     try:
         _write_synced(temporary, content)
         failpoint("spool-before-rename")
@@ -58,10 +68,13 @@ def _make_folder(path: str) -> None:
 
 def _write_synced(path: str, content: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        while content:
+            content = content[os.write(descriptor, content) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -371,3 +372,12 @@ def test_other_json_is_set_aside(folder: Path, content: str) -> None:
     put(folder, content)
     assert outcomes() == []
     assert names(folder, "bad") == ["finish-1-1.json"]
+
+
+@pytest.mark.parametrize("gone", ["new", "tmp"])
+def test_a_spool_folder_that_somebody_removed_is_made_again(folder: Path, gone: str) -> None:
+    spool.leave(outcome(1))
+    shutil.rmtree(folder / gone)
+    spool.leave(outcome(2))
+    assert 2 in [one.run_id for one in outcomes()]
+    assert names(folder, "tmp") == []
