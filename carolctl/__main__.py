@@ -14,6 +14,7 @@ if __name__ == "__main__" and not __package__:
 def main() -> None:
     """Run one command and end the process with its exit code."""
     os.umask(0o077)
+    _fill_standard_descriptors()
     arguments = sys.argv[1:]
     if arguments and arguments[0] == "tick":
         from carolctl.store.idle import answer_idle_tick
@@ -27,6 +28,15 @@ def main() -> None:
     from carolctl.cli.entry import run
 
     _leave(run(arguments))
+
+
+def _fill_standard_descriptors() -> None:
+    """Open what the caller has closed: the next file to be opened would become standard output."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            while (opened := os.open(os.devnull, os.O_RDWR)) < number:
+                pass
+            setattr(sys, name, open(opened, "r" if number == 0 else "w"))  # noqa: SIM115
 
 
 def _prepare() -> None:

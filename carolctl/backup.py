@@ -100,8 +100,11 @@ def backup(source: str, given: str | None, caller: Caller, *, keep: int | None =
         copy_store(source, partial, deadline_ms=caller.deadline_ms)
         _refuse_damage(partial, source, caller)
         uuid, origin = _give_identity(partial, "backup", source, caller)
-        _install(partial, target)
-    removed = _rotate(os.path.dirname(target), keep or DEFAULT_KEEP, caller.now) if rotates else []
+        if rotates:
+            target = _install_beside(partial, os.path.dirname(target), caller.now)
+        else:
+            _install(partial, target)
+    removed = _rotate(os.path.dirname(target), keep or DEFAULT_KEEP, target) if rotates else []
     _tell_the_store(source, target, caller)
     return Backup(
         backup=target,
@@ -129,7 +132,11 @@ def _destination(given: str | None, now: Millis) -> tuple[str, bool]:
         os.makedirs(path, mode=0o700, exist_ok=True)
     except OSError as problem:
         raise NotPermitted(f"{path} cannot be made: {problem.strerror}", hint="give another folder") from None
-    return os.path.join(path, f"carolctl-{_compact(now)}.db"), True
+    return _dated(path, now), True
+
+
+def _dated(folder: str, now: Millis) -> str:
+    return os.path.join(folder, f"carolctl-{_compact(now)}.db")
 
 
 def _compact(now: Millis) -> str:
@@ -159,11 +166,11 @@ def _is_job_store(path: str) -> bool:
     return head.startswith(b"SQLite format 3\0") and head[68:72] == APPLICATION_ID.to_bytes(4, "big")
 
 
-def _rotate(folder: str, keep: int, now: Millis) -> list[str]:
+def _rotate(folder: str, keep: int, just_made: str) -> list[str]:
     """Remove all but the newest backups, by name, and what a killed backup left behind."""
     names = os.listdir(folder)
     # The one just made stays even if the clock was set back.
-    made = f"carolctl-{_compact(now)}.db"
+    made = os.path.basename(just_made)
     others = sorted((name for name in names if _NAME.fullmatch(name) and name != made), reverse=True)
     removed = [os.path.join(folder, name) for name in others[keep - 1 :]]
     for path in [*removed, *_left_behind(folder, names)]:
@@ -364,6 +371,25 @@ def _refuse_damage(partial: str, source: str, caller: Caller) -> None:
         problems = ("SQLite cannot read it",)
     if problems:
         raise BadData(f"{source} is damaged: {problems[0]}", hint="nothing was written; use an older backup")
+
+
+def _install_beside(partial: str, folder: str, now: Millis) -> str:
+    """Give the copy the name of the first second that no other backup has: those of one second do not collide."""
+    _sync(partial)
+    for second in range(3600):
+        target = _dated(folder, Millis(now + 1000 * second))
+        try:
+            os.link(partial, target)
+        except FileExistsError:
+            continue
+        except OSError:
+            # A file system without links.
+            os.rename(partial, target)
+        else:
+            os.unlink(partial)
+        _sync(folder)
+        return target
+    raise Refused(f"{folder} holds a backup of every second of the next hour", hint="look at the clock")
 
 
 def _install(partial: str, target: str) -> None:

@@ -31,6 +31,10 @@ def modes(evidence: Evidence) -> Finding:
         return fail(f"open to others: {named(loose)}", "chmod go= them, recursively", **figures)
     if strange:
         return fail(f"of another owner: {named(strange)}", "chown them to the owner of the rest", **figures)
+    if not os.access(places.data_home(), os.W_OK):
+        return fail(
+            "the data home cannot be written", "every tick fails: is its file system read-only?", **figures
+        )
     if me not in (0, owner):
         return warn(f"all belong to user {owner}, and you are {me}", "run carolctl as that user", **figures)
     return ok(f"{len(there)} files and folders, closed to others", **figures)

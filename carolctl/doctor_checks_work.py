@@ -138,7 +138,7 @@ def spool(evidence: Evidence) -> Finding:
 
 def spool_bad(evidence: Evidence) -> Finding:
     """What lay in the spool and could not be used."""
-    names = sorted(name for name, _ in _entries("bad"))
+    names = sorted(name for name, _ in _entries("bad") if not name.endswith(".reason"))
     if names:
         folder = os.path.join(places.spool(), "bad")
         hint = f"look at them in {folder}; remove what is of no use"

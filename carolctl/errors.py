@@ -129,3 +129,10 @@ class DiskFull(CarolError):
 
     code = Exit.TRY_AGAIN
     name = "disk_full"
+
+
+class Unshown(CarolError):
+    """What was asked for is done, and its report could not be written: to try again would do it twice."""
+
+    code = Exit.FAILED
+    name = "unshown"

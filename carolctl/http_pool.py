@@ -12,11 +12,12 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from carolctl import clock, http_call
 from carolctl.claims import Started, failed, finish, launch_all, start_all
-from carolctl.errors import StoreBusy
+from carolctl.errors import CarolError
 from carolctl.http_call import HttpResult
 from carolctl.http_request import HttpRequest
 from carolctl.launch.process import LARGEST_CHUNK
@@ -25,7 +26,7 @@ from carolctl.model import Claimed, HttpAction, Outcome, Run
 from carolctl.notices import warn
 from carolctl.session import Session
 
-_ACCEPT_TRIES = 12
+_ACCEPT_TRIES, _ACCEPT_PAUSE_SEC = 12, 0.5
 _LONGEST_LINGER_SEC, _MOST_LINGERS = 0.02, 4
 
 
@@ -51,6 +52,9 @@ class HttpPool:
         self._signals = signals
         self._flying: dict[tuple[int, int], Flight] = {}
         self._waiting: deque[tuple[int, int]] = deque()
+        #: Runs that the other side took on, which the store does not know yet.
+        self._accepted: list[Run] = []
+        self._accept_failures = 0
         #: Its put() may be called from a signal handler; None says that there is something to look at.
         self._landed: queue.SimpleQueue[tuple[Flight, HttpResult] | None] = queue.SimpleQueue()
         signals.on_stop = lambda: self._landed.put(None)
@@ -60,13 +64,15 @@ class HttpPool:
     def work(self, claims: Sequence[tuple[int, int]]) -> None:
         """Carry out the claims, and those that take their place; at SIGTERM end at once."""
         self._waiting.extend(claims)
-        while self._waiting or self._flying:
+        while self._waiting or self._flying or self._accepted:
             if self._signals.stop_asked:
                 self._signals.stop_asked = False
                 if not self._end_those_asked():
                     return self._abort()
             elif self._waiting:
                 self._take_off()
+            elif self._accepted:
+                self._accept()
             else:
                 self._go_on(self._record(self._arrivals()))
         return None
@@ -76,23 +82,25 @@ class HttpPool:
         claims, self._waiting = list(self._waiting), deque()
         try:
             started = start_all(self._store, claims)
-        except StoreBusy as busy:
+        except CarolError as trouble:
+            # They stay claimed, and a sweep launches them again.
             runs = ", ".join(str(run_id) for run_id, _ in claims)
-            warn(f"not started, run {runs}: {busy.message}")
+            warn(f"not started, run {runs}: {trouble.message}")
             return
-        refusals = []
-        for one in started:
-            if refusal := _refusal(one):
-                refusals.append(refusal)
-            else:
-                self._send(one)
+        refusals = [refusal for one in started if (refusal := _refusal(one) or self._send(one))]
         self._go_on(self._record(refusals))
 
-    def _send(self, started: Started) -> None:
+    def _send(self, started: Started) -> Outcome | None:
+        """Send it from a thread of its own; its end, where there is no room for a thread."""
         run = started.run
         flight = Flight(run, self._request(started))
+        thread = threading.Thread(target=self._fly, args=(flight,), name=f"run-{run.run_id}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as trouble:
+            return failed(run, "launch_failed", f"nothing was sent: {trouble}")
         self._flying[run.run_id, run.claim_no] = flight
-        threading.Thread(target=self._fly, args=(flight,), name=f"run-{run.run_id}", daemon=True).start()
+        return None
 
     def _request(self, started: Started) -> HttpRequest:
         run, action = started.run, started.claimed.action
@@ -128,40 +136,55 @@ class HttpPool:
 
         What comes together is written together: on a slow disk, an outsider meets one lock instead of many.
         """
-        outcomes: list[Outcome] = []
+        landed: list[tuple[Flight, HttpResult]] = []
         linger = min(self._store.write_lock_ms / 1000, _LONGEST_LINGER_SEC)
         arrived = self._landed.get()
         until = time.monotonic() + _MOST_LINGERS * linger
         while arrived is not None:
-            if outcome := self._land(*arrived):
-                outcomes.append(outcome)
-            left = min(linger, until - time.monotonic()) if self._flying else 0
+            landed.append(arrived)
+            left = min(linger, until - time.monotonic()) if len(landed) < len(self._flying) else 0
             try:
                 arrived = self._landed.get(timeout=left) if left > 0 else self._landed.get_nowait()
             except queue.Empty:
                 break
-        return outcomes
+        return self._land(landed)
 
-    def _land(self, flight: Flight, result: HttpResult) -> Outcome | None:
-        run = flight.run
-        if self._flying.pop((run.run_id, run.claim_no), None) is None:
-            # Its end was recorded already, at a stop.
-            return None
-        if result.kind == "accepted":
-            self._accept(run)
-            return None
-        return _http_outcome(run, result, late=time.monotonic() >= flight.request.deadline_monotonic)
+    def _all_arrived(self) -> list[Outcome]:
+        """The ends that have come by now, without waiting, whatever else the queue holds."""
+        landed: list[tuple[Flight, HttpResult]] = []
+        with suppress(queue.Empty):
+            while True:
+                if (arrived := self._landed.get_nowait()) is not None:
+                    landed.append(arrived)
+        return self._land(landed)
 
-    def _accept(self, run: Run) -> None:
-        """From here the run lives without us; unwritten, it would count as lost when this process ends."""
-        for _ in range(_ACCEPT_TRIES):
-            try:
-                with self._store.write() as tx:
+    def _land(self, landed: Sequence[tuple[Flight, HttpResult]]) -> list[Outcome]:
+        """The ends in what has come; runs whose end was recorded already, at a stop, have none."""
+        ours = [
+            (flight, result)
+            for flight, result in landed
+            if self._flying.pop((flight.run.run_id, flight.run.claim_no), None) is not None
+        ]
+        self._accepted += [flight.run for flight, result in ours if result.kind == "accepted"]
+        return [
+            _http_outcome(flight.run, result, late=time.monotonic() >= flight.request.deadline_monotonic)
+            for flight, result in ours
+            if result.kind != "accepted"
+        ]
+
+    def _accept(self) -> None:
+        """From here these runs live without us; unwritten, they would count as lost when this process ends."""
+        waiting, self._accepted = self._accepted, []
+        try:
+            with self._store.write() as tx:
+                for run in waiting:
                     tx.accept(run.run_id, run.claim_no)
-            except StoreBusy as busy:
-                warn(f"run {run.run_id} was accepted: {busy.message}")
-            else:
-                return
+        except CarolError as trouble:
+            self._accept_failures += 1
+            time.sleep(_ACCEPT_PAUSE_SEC)
+            warn(f"accepted, run {', '.join(str(run.run_id) for run in waiting)}: {trouble.message}")
+            if self._accept_failures < _ACCEPT_TRIES:
+                self._accepted = waiting
 
     def _record(self, outcomes: Sequence[Outcome]) -> list[Claimed]:
         return finish(self._store, outcomes) if outcomes else []
@@ -197,13 +220,14 @@ class HttpPool:
 
         Those that were not started yet stay claimed, and are claimed again.
         """
-        self._landed.put(None)
-        outcomes = self._arrivals()
+        outcomes = self._all_arrived()
         outcomes += [
             failed(flight.run, "outcome_unknown", "the runner was ended while the request was under way")
             for flight in self._flying.values()
         ]
         launch_all(self._store, self._record(outcomes))
+        if self._accepted:
+            self._accept()
 
 
 def _refusal(started: Started) -> Outcome | None:

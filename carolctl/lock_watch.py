@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from carolctl import lock_holders
-from carolctl.errors import BadData, NotFound, NotPermitted
+from carolctl.errors import BadData, NotFound, NotPermitted, UsageError
 from carolctl.lock_formats import (
     PENDING,
     RESERVED,
@@ -256,7 +256,10 @@ def refuse_own_files(path: str) -> None:
     """Fail when this process has the database open already: to close our look at it would drop its locks."""
     wanted = {_identity(path), _identity(path + "-shm")} - {None}
     for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
-        assert _identity(f"/proc/self/fd/{name}") not in wanted, f"{path} is open in this very process"
+        if _identity(f"/proc/self/fd/{name}") in wanted:
+            raise UsageError(
+                f"{path} is open in this very process, by descriptor {name}", hint="do not redirect it"
+            )
 
 
 def _identity(path: str) -> tuple[int, int] | None:

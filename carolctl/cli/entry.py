@@ -11,7 +11,7 @@ import os
 import sys
 
 from carolctl.cli import output
-from carolctl.errors import CarolError, DiskFull, Exit, NotPermitted, StoreBusy
+from carolctl.errors import BadData, CarolError, DiskFull, Exit, NotPermitted, StoreBusy
 
 #: What timers call; see `machine`.
 _PLAIN = ("tick", "reap", "drain", "prune")
@@ -73,7 +73,8 @@ def _dispatch(arguments: list[str]) -> int:
         from carolctl.cli import app
 
         code = app.run(arguments)
-    sys.stdout.flush()
+    with output.showing():
+        sys.stdout.flush()
     return code
 
 
@@ -93,6 +94,10 @@ def _report_trouble(trouble: OSError, *, as_json: bool) -> int:
     message = f"{where}{trouble.strerror or trouble}"
     if trouble.errno in (errno.ENOSPC, errno.EDQUOT):
         error: CarolError = DiskFull(message, hint="free some space; nothing was half-written")
+    elif trouble.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP):
+        error = BadData(
+            message, hint="something else lies where carolctl keeps a file or folder: move it away"
+        )
     elif trouble.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         error = NotPermitted(message, hint="check the owner and the modes")
     else:

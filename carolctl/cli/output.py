@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from carolctl.errors import CarolError
+from carolctl.errors import CarolError, Unshown
 
 
 def safe(text: object) -> str:
@@ -19,15 +20,31 @@ def safe(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain)
 
 
+@contextmanager
+def showing() -> Iterator[None]:
+    """Raise `Unshown` where standard output takes nothing more; a reader that went away is another matter."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as trouble:
+        raise Unshown(
+            f"done, but what came of it cannot be shown: standard output: {trouble.strerror}",
+            hint="do not try again before you have looked: carolctl list-runs, list-jobs",
+        ) from trouble
+
+
 def print_json(document: Any) -> None:
     """One JSON document on standard output, pure ASCII."""
-    print(json.dumps(document, indent=2 if sys.stdout.isatty() else None))  # noqa: T201
+    with showing():
+        print(json.dumps(document, indent=2 if sys.stdout.isatty() else None))  # noqa: T201
 
 
 def print_lines(lines: Iterable[str]) -> None:
     """Plain lines on standard output. Each is filtered: a newline inside one does not survive."""
-    for line in lines:
-        print(safe(line))  # noqa: T201
+    with showing():
+        for line in lines:
+            print(safe(line))  # noqa: T201
 
 
 def tell(line: str, document: Any, *, as_json: bool) -> None:
@@ -39,8 +56,13 @@ def tell(line: str, document: Any, *, as_json: bool) -> None:
 
 
 def note(text: str) -> None:
-    """One line of talk on standard error."""
-    print(f"carolctl: {safe(text)}", file=sys.stderr)  # noqa: T201
+    """One line of talk on standard error; lost where that takes nothing, since nobody could be told."""
+    _say(f"carolctl: {safe(text)}")
+
+
+def _say(line: str) -> None:
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr)  # noqa: T201
 
 
 def report_error(error: CarolError, *, as_json: bool) -> None:
@@ -49,7 +71,7 @@ def report_error(error: CarolError, *, as_json: bool) -> None:
         line = {"error": error.name, "message": error.message, "hint": error.hint, **error.details}
         if "CAROL_NOW" in os.environ:
             line["rehearsal"] = os.environ["CAROL_NOW"]
-        print(json.dumps(line), file=sys.stderr)  # noqa: T201
+        _say(json.dumps(line))
     else:
         hint = f" (hint: {error.hint})" if error.hint else ""
         note(f"{error.message}{hint}")
@@ -59,6 +81,6 @@ def announce_pinned_clock(*, as_json: bool) -> None:
     """Say on standard error that the clock stands still, while ``CAROL_NOW`` is set."""
     pinned = os.environ.get("CAROL_NOW")
     if pinned and as_json:
-        print(json.dumps({"rehearsal": pinned}), file=sys.stderr)  # noqa: T201
+        _say(json.dumps({"rehearsal": pinned}))
     elif pinned:
         note(f"rehearsal: the clock stands at {pinned} (CAROL_NOW)")

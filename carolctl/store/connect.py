@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from carolctl.errors import BadConfig, BadData, CarolError, DiskFull, NotFound, NotPermitted, StoreBusy
 from carolctl.lockguard import require_unlocked
 
-_POLL_SEC = (0.002, 0.008)
-_POLL_AT_THE_HEAD_SEC = (0.0005, 0.0015)
+POLL_SEC = (0.002, 0.008)
+#: At the head of the line, where nobody else polls; and after waiting in it in vain, when many may do the same.
+POLL_AT_THE_HEAD_SEC, POLL_OUT_OF_LINE_SEC = (0.0005, 0.0015), (0.01, 0.03)
 #: How much longer a sleep gets, for each second that the one before ended late, and at most.
 _LATENESS_COUNTS, _MOST_FOR_LATENESS_SEC = 8, 0.03
 _PROGRESS_STEPS = 100_000
@@ -88,10 +89,12 @@ def is_busy(error: sqlite3.Error) -> bool:
     return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL"))
 
 
-def wait_for_lock(attempt: Callable[[], object], deadline_ms: float, *, alone: bool = False) -> None:
+def wait_for_lock(
+    attempt: Callable[[], object], deadline_ms: float, *, poll_sec: tuple[float, float] = POLL_SEC
+) -> None:
     """Call `attempt` until it stops raising SQLITE_BUSY; after `deadline_ms` let the error out.
 
-    `alone`: no other process of ours polls for this lock, so this one may do it more often.
+    `poll_sec`: from how long to how long to sleep in between.
     """
     require_unlocked("waiting for a database lock")
     give_up = time.monotonic() + deadline_ms / 1000
@@ -104,7 +107,7 @@ def wait_for_lock(attempt: Callable[[], object], deadline_ms: float, *, alone: b
                 raise
         else:
             return
-        late = _sleep(_POLL_AT_THE_HEAD_SEC if alone else _POLL_SEC, late)
+        late = _sleep(poll_sec, late)
 
 
 def _sleep(poll: tuple[float, float], late: float) -> float:
@@ -129,10 +132,10 @@ def begin(
     deadline_ms: int,
     *,
     waited_ms: float = 0,
-    alone: bool = False,
+    poll_sec: tuple[float, float] = POLL_SEC,
 ) -> None:
     """Open a transaction by `statement`, waiting for what `waited_ms` left of `deadline_ms`; its snapshot is
-    taken here. `alone`: see `wait_for_lock`.
+    taken here. `poll_sec`: see `wait_for_lock`.
     """
 
     def attempt() -> None:
@@ -146,7 +149,7 @@ def begin(
 
     connection.execute("PRAGMA busy_timeout = 0")
     try:
-        wait_for_lock(attempt, deadline_ms - waited_ms, alone=alone)
+        wait_for_lock(attempt, deadline_ms - waited_ms, poll_sec=poll_sec)
     finally:
         connection.execute(f"PRAGMA busy_timeout = {int(deadline_ms)}")
 

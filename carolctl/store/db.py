@@ -20,12 +20,23 @@ from carolctl.errors import NotPermitted
 from carolctl.failpoints import failpoint
 from carolctl.lockguard import IOUnderLock, require_unlocked, set_write_open, write_is_open
 from carolctl.store import SCHEMA_VERSION, migrate
-from carolctl.store.connect import begin, connect, explained, refuse_network_file_system, rollback
+from carolctl.store.connect import (
+    POLL_AT_THE_HEAD_SEC,
+    POLL_OUT_OF_LINE_SEC,
+    POLL_SEC,
+    begin,
+    connect,
+    explained,
+    refuse_network_file_system,
+    rollback,
+)
 from carolctl.store.gate import queued
 from carolctl.store.tx import ReadTx, WriteTx
 
 #: How much of the deadline may pass behind other writers of ours, one of which might have been stopped.
 _SHARE_IN_LINE = 0.6
+#: By what `queued` gives.
+_POLLS = {True: POLL_AT_THE_HEAD_SEC, False: POLL_OUT_OF_LINE_SEC, None: POLL_SEC}
 _JOURNAL_SIZE_LIMIT = 16 * 1024 * 1024
 
 
@@ -71,10 +82,16 @@ class Store:
         arrived = time.monotonic()
         with (
             explained(self.path, self._deadline_ms),
-            self._turn() as first,
+            self._turn() as turn,
         ):
             waited_ms = (time.monotonic() - arrived) * 1000
-            begin(self._connection, "BEGIN IMMEDIATE", self._deadline_ms, waited_ms=waited_ms, alone=first)
+            begin(
+                self._connection,
+                "BEGIN IMMEDIATE",
+                self._deadline_ms,
+                waited_ms=waited_ms,
+                poll_sec=_POLLS[turn],
+            )
             began = time.perf_counter()
             set_write_open(True)
             try:
@@ -88,7 +105,7 @@ class Store:
                 self.write_lock_ms = (time.perf_counter() - began) * 1000
         failpoint("store-after-commit")
 
-    def _turn(self) -> AbstractContextManager[bool]:
+    def _turn(self) -> AbstractContextManager[bool | None]:
         return (
             queued(self.path, _SHARE_IN_LINE * self._deadline_ms / 1000)
             if self._shared

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,14 +21,15 @@ SUFFIX = "-gate"
 
 
 @contextmanager
-def queued(path: str, longest_sec: float) -> Iterator[bool]:
-    """Stand in line for the job store at `path`; whether it is our turn, or we waited for `longest_sec` in vain.
+def queued(path: str, longest_sec: float) -> Iterator[bool | None]:
+    """Stand in line for the job store at `path`; whether it is our turn, false if we waited for `longest_sec` in
+    vain. None where there is no line to stand in.
 
     Our turn lasts to the end of the block: let it hold the whole transaction, and the next finds the lock free.
     """
     descriptor = _opened(path)
     if descriptor is None:
-        yield False
+        yield None
         return
     try:
         yield _taken(descriptor, longest_sec)
@@ -52,17 +54,19 @@ def _leave_to_owner(path: str, descriptor: int) -> None:
     """What root makes belongs to the owner of the database, as SQLite does it with its own side files."""
     try:
         owner, made = os.stat(path), os.fstat(descriptor)
-        if (owner.st_uid, owner.st_gid) != (made.st_uid, made.st_gid):
+        # Never a file that has another name as well: it might be anybody's.
+        is_new = made.st_nlink == 1 and not made.st_size and stat.S_ISREG(made.st_mode) and not made.st_uid
+        if is_new and (owner.st_uid, owner.st_gid) != (made.st_uid, made.st_gid):
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
     except OSError:
         pass
 
 
-def _taken(descriptor: int, longest_sec: float) -> bool:
+def _taken(descriptor: int, longest_sec: float) -> bool | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return longest_sec > 0 and _waited_for(descriptor, longest_sec)
+        return _waited_for(descriptor, longest_sec) if longest_sec > 0 else False
     return True
 
 
@@ -70,8 +74,8 @@ class _TimeIsUp(Exception):
     pass
 
 
-def _waited_for(descriptor: int, longest_sec: float) -> bool:
-    """Wait in the kernel, with an alarm for an end; false in a thread, which gets no alarms.
+def _waited_for(descriptor: int, longest_sec: float) -> bool | None:
+    """Wait in the kernel, with an alarm for an end; None in a thread, which gets no alarms.
 
     Ctrl-C ends it too. The alarm repeats, so that one which comes just before the wait begins is not the last.
     """
@@ -87,7 +91,9 @@ def _waited_for(descriptor: int, longest_sec: float) -> bool:
     try:
         before = signal.signal(signal.SIGALRM, ring)
     except ValueError:
-        return False
+        return None
+    # Whoever started us may have blocked it.
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     try:
         signal.setitimer(signal.ITIMER_REAL, longest_sec, 0.05)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -98,5 +104,6 @@ def _waited_for(descriptor: int, longest_sec: float) -> bool:
     finally:
         waiting = False
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGALRM, before)
     return True

@@ -54,7 +54,11 @@ def answer_idle_tick(options: list[str]) -> None:
     now = time.time()
     if not (_stamp_is_fresh(now) and _spool_is_empty() and _databases_are_quiet(now)):
         return
-    os.utime(tick_stamp(), (now, now))
+    try:
+        os.utime(tick_stamp(), (now, now))
+    except OSError:
+        # A file system that became read-only, somebody else's folder: the whole tick has the words for it.
+        return
     os.write(1, _report(options, (time.perf_counter() - began) * 1000))
     # The connection is left open: closing the last one of a WAL database checkpoints it, five fsyncs more.
     os._exit(0)

@@ -192,7 +192,8 @@ def test_it_examines_a_home_that_nobody_can_write_to(home: Path, carol: Carol) -
         (home / "tick.stamp").touch(0o600)
         subprocess.run(["mount", "-o", "remount,ro", home], check=True)
         done = carol("doctor", "--json")
-        assert (done.code, checks(done)["jobs"]["figures"]["jobs"]) == (0, 1)
+        assert (done.code, checks(done)["jobs"]["figures"]["jobs"]) == (1, 1)
+        assert "cannot be written" in checks(done)["modes"]["detail"]
 
 
 _PROCESS = """

@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 from carolctl import locks
+from carolctl.errors import UsageError
 from carolctl.lock_watch import Watched
 from tests import builders, lock_actors
 from tests.builders import Carol, Result, job
@@ -460,5 +461,5 @@ _OUTSIDE = 'while [ "$1" != -- ]; do shift; done; shift; exec unshare --mount --
 
 
 def test_the_look_is_refused_where_it_would_drop_a_lock(database: Path) -> None:
-    with closing(sqlite3.connect(database)), pytest.raises(AssertionError, match="in this very process"):
+    with closing(sqlite3.connect(database)), pytest.raises(UsageError, match="in this very process"):
         Watched(str(database))

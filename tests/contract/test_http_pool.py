@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -182,3 +185,22 @@ def test_a_dispatch_cut_down_after_sending_is_found_dead(yard: Yard, endpoint: E
     runner.wait()
     assert yard.row(1).status == "running"
     assert probe(yard.row(1)) == "dead"
+
+
+def test_an_answer_that_came_while_the_store_was_busy_is_recorded_by_a_runner_that_is_ended(
+    yard: Yard, endpoint: Endpoint
+) -> None:
+    first, second = threading.Event(), threading.Event()
+    urls = [endpoint.on("/first", Reply(hold=first)), endpoint.on("/second", Reply(hold=second))]
+    runner = yard.spawn(*calls(yard, *urls))
+    endpoint.wait_for(2)
+    with closing(sqlite3.connect(yard.home / "scheduler.db", isolation_level=None)) as foreign:
+        foreign.execute("BEGIN IMMEDIATE")
+        first.set()
+        time.sleep(0.5)
+        second.set()
+        time.sleep(0.5)
+        runner.terminate()
+        foreign.execute("ROLLBACK")
+    assert runner.wait(timeout=10) == 0
+    assert [run.status for run in yard.rows()] == ["completed", "completed"]
