@@ -211,6 +211,28 @@ def _matching(pattern: str, what: str) -> _Parse:
 
 
 _path = _matching(r"/[^\x00-\x1f\x7f]{0,1000}", "an absolute path")
+
+
+def _memory(text: str, field: str) -> str:
+    size = str(_matching(r"[1-9][0-9]{0,14}[KMGT]?|[1-9][0-9]?%", "a size such as 512M")(text, field))
+    if (
+        not size.endswith("%")
+        and int(size.rstrip("KMGT")) * _UNITS[size.lstrip("0123456789")] < _LEAST_MEMORY
+    ):
+        raise UsageError("less than 64M: the hooks of its unit live in it as well", field=field)
+    return size
+
+
+def _quota(text: str, field: str) -> str:
+    if int(_matching(r"[1-9][0-9]{0,5}%", "a share such as 50%")(text, field)[:-1]) < _LEAST_QUOTA:
+        raise UsageError("less than 5%: the hooks of its unit live on it as well", field=field)
+    return text
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_LEAST_MEMORY = 64 * 2**20
+_LEAST_QUOTA = 5
+
 _credential = _matching(r"[A-Za-z0-9_.-]{1,200}:/[^\x00-\x1f\x7f]{1,1000}", "ID:/PATH")
 
 
@@ -224,8 +246,8 @@ _OF_COMMANDS: dict[str, Callable[[Any, str], Any]] = {
     "working_directory": _clearable(_path),
     "environment_file": _clearable(_path),
     "load_credential": _credentials,
-    "memory_max": _clearable(_matching(r"[1-9][0-9]{0,14}[KMGT]?|[1-9][0-9]?%", "a size such as 512M")),
-    "cpu_quota": _clearable(_matching(r"[1-9][0-9]{0,5}%", "a share such as 50%")),
+    "memory_max": _clearable(_memory),
+    "cpu_quota": _clearable(_quota),
     "sandbox": lambda value, _: value,
 }
 

@@ -14,12 +14,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from carolctl import clock, config, places, policy
 from carolctl.errors import BadData, CarolError, Exit, NotFound, NotPermitted, StoreBusy, UsageError
 from carolctl.failpoints import failpoint
 from carolctl.launch.capture import Result, prepare_result, take_result
-from carolctl.launch.service_manager import is_shutting_down, manager_of_user, properties, run_unit
+from carolctl.launch.service_manager import (
+    is_being_stopped,
+    is_shutting_down,
+    manager_of_user,
+    properties,
+    run_unit,
+)
 from carolctl.launch.unit_result import Ended, UnitEnd, is_managers_own, judge
 from carolctl.model import Outcome, Run
 from carolctl.notices import warn
@@ -77,6 +84,14 @@ def _result_file(run_id: int, claim_no: int, folder: str) -> str:
     return os.path.join(folder, "result.json")
 
 
+#: In words, for a run that was ended by us, by its stop reason.
+_STOPPED = {
+    "cancelled": "cancelled by hand",
+    "lease_expired": "stopped at the end of its lease",
+    "turn_limit_exceeded": "stopped: it used more turns than it may",
+}
+
+
 # -- start -------------------------------------------------------------------------------------------------
 
 
@@ -122,6 +137,10 @@ def finish(run_id: int, claim_no: int, told: str) -> None:
     if ended is None:
         return
     outcome = _outcome(run_id, claim_no, ended, result)
+    if run is not None and run.stop_reason is not None:
+        outcome = policy.final_outcome(
+            run, replace(outcome, summary=result.summary or _STOPPED[run.stop_reason])
+        )
     _tell(outcome)
     refilling = not (end.being_stopped and is_shutting_down(manager_of_user()))
     _record(store, outcome, refilling=refilling)
@@ -141,7 +160,9 @@ def _look(run_id: int) -> tuple[Store | None, Run | None]:
 def _end_of(unit: str, run: Run | None) -> UnitEnd:
     """What the manager says of the unit: what it tells its hooks, and what it only tells who asks."""
     code, status = os.environ.get("EXIT_CODE", ""), os.environ.get("EXIT_STATUS", "")
-    asked = properties(manager_of_user(), unit, "Job", "ActiveEnterTimestampMonotonic")
+    manager = manager_of_user()
+    asked = properties(manager, unit, "Job", "ActiveEnterTimestampMonotonic")
+    pending = asked.get("Job", "") not in ("", "0")
     began = asked.get("ActiveEnterTimestampMonotonic", "1") not in ("", "0")
     return UnitEnd(
         service_result=os.environ.get("SERVICE_RESULT", ""),
@@ -149,7 +170,7 @@ def _end_of(unit: str, run: Run | None) -> UnitEnd:
         exit_status=status,
         started=run is None or run.status == "running",
         executed=began or not (code == "exited" and is_managers_own(status)),
-        being_stopped=asked.get("Job", "") not in ("", "0"),
+        being_stopped=pending and is_being_stopped(manager, unit),
         past_lease=run is None or _left_ms(run) <= _EXPIRY_SLACK_MS,
     )
 

@@ -149,6 +149,16 @@ def properties(manager: Manager, unit: str, *names: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
+def is_being_stopped(manager: Manager, unit: str) -> bool:
+    """Whether a stop of the unit is pending, whoever asked for it: an operator, or a shutdown.
+
+    The property ``Job`` alone does not tell: a unit that ended before it was up has its start job still.
+    """
+    listing = systemctl(manager, "list-jobs", "--full", "--no-legend", unit) or ""
+    kinds = [words[2] for line in listing.splitlines() if len(words := line.split()) > 3]
+    return any(kind in ("stop", "restart") for kind in kinds)
+
+
 def is_shutting_down(manager: Manager) -> bool:
     """Whether the manager is about to stop everything, so that nothing can be started any more."""
     # Not ``is-system-running``, which fails with every state but one.

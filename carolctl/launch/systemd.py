@@ -116,8 +116,9 @@ class SystemdLauncher:
         return [
             # The manager finds a failing exec, and says by ActiveEnterTimestamp whether there was one.
             "Type=exec",
-            f"ExecCondition=+{hook['start']}",
-            f"ExecStopPost=+{hook['finish']}",
+            # Without the prefix "+": systemd 252 forgets a hook that has one at the next daemon-reload.
+            f"ExecCondition={hook['start']}",
+            f"ExecStopPost={hook['finish']}",
             f"RuntimeMaxSec={_left_ms(one)}ms",
             f"TimeoutStopSec={STOP_GRACE_SEC:.0f}",
             f"LogExtraFields=CAROL_RUN_ID={run.run_id}",
@@ -237,6 +238,8 @@ def properties_of(action: CommandAction, unit: str) -> list[str]:
     """The properties of the unit that the job's own options ask for."""
     said = {
         "User": action.run_as,
+        # The hooks are ours all the same.
+        "PermissionsStartOnly": "yes" if action.run_as else None,
         "WorkingDirectory": action.working_directory,
         "EnvironmentFile": action.environment_file,
         "MemoryMax": action.memory_max,
