@@ -5,7 +5,7 @@ makes each run a unit of its own; before the command a hook of ours claims the r
 kind, another one records it. Consequence: no process of ours stays while a command runs, and the service manager
 supervises it, keeps its output, ends it at its lease and reports how it ended.
 
-The job's argv is the unit's own: ``$`` is doubled, since systemd expands variables, everything else is literal.
+The job's argv is the unit's own: ``$`` is doubled, since systemd expands variables; see also `exec_line`.
 A secret never becomes a property of a unit, which every user may read: see `handover`.
 """
 
@@ -24,6 +24,7 @@ from carolctl import clock, config, places, policy
 from carolctl.failpoints import failpoint
 from carolctl.launch import LaunchFailure, handover
 from carolctl.launch import service_manager as manager
+from carolctl.launch.exec_line import carried
 from carolctl.launch.supervisor import STOP_GRACE_SEC
 from carolctl.launch.unit_names import SLICE, gate_unit, http_unit, run_unit
 from carolctl.lockguard import require_unlocked
@@ -108,7 +109,7 @@ class SystemdLauncher:
             f"carolctl: run {run.run_id} of {run.job_id}",
             environment,
             [*self._of_run(one, unit), *properties_of(action, unit)],
-            _executable(action.argv),
+            carried(action),
         )
         return Order(unit=unit, arguments=arguments, share=[one])
 
@@ -126,6 +127,7 @@ class SystemdLauncher:
             f"ExecStopPost={hook['finish']}",
             f"RuntimeMaxSec={_left_ms(one)}ms",
             f"TimeoutStopSec={STOP_GRACE_SEC:.0f}",
+            "IgnoreSIGPIPE=no",
             f"LogExtraFields=CAROL_RUN_ID={run.run_id}",
             f"LogExtraFields=CAROL_JOB_ID={run.job_id}",
         ]
@@ -367,22 +369,3 @@ def command_line(words: Sequence[str]) -> str:
 def _escaped(word: str) -> str:
     plain = word.replace("\\", "\\\\").replace('"', '\\"')
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in plain)
-
-
-_EXEC_HEX = (
-    "import os,sys\n"
-    "words=[bytes.fromhex(word) for word in sys.argv[1:]]\n"
-    "try:\n os.execvp(words[0],words)\n"
-    "except OSError as problem:\n sys.exit(f'{words[0]!r}: {problem}')\n"
-)
-
-
-def _executable(argv: Sequence[str]) -> Sequence[str]:
-    """`argv`; where D-Bus would not carry it, which takes UTF-8 alone, a program that becomes it."""
-    try:
-        for word in argv:
-            word.encode()
-    except UnicodeEncodeError:
-        spelt = [word.encode("utf-8", "surrogateescape").hex() for word in argv]
-        return [os.path.abspath(sys.executable), "-I", "-c", _EXEC_HEX, *spelt]
-    return argv
