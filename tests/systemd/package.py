@@ -6,7 +6,6 @@ The wheel is that of this repository; what it stands on is copied from the envir
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import subprocess
@@ -29,15 +28,15 @@ def install(root: Path, chroot: Sequence[str]) -> None:
         (root / "srv/wheel").mkdir(parents=True)
         shutil.copy(wheel, root / "srv/wheel")
     shutil.rmtree(root / PREFIX.relative_to("/"), ignore_errors=True)
-    base = os.path.realpath(sys.executable)
-    [pip] = Path(sys.base_prefix, f"lib/python{_version()}/ensurepip/_bundled").glob("pip-*.whl")
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-    for words in (
-        [base, "-m", "venv", "--without-pip", str(PREFIX)],
-        [PYTHON, f"{pip}/pip", "install", "--quiet", "--no-index", "--no-deps", f"/srv/wheel/{wheel.name}"],
-    ):
+    target = root / PREFIX.relative_to("/") / f"lib/python{_version()}/site-packages"
+
+    def inside(*words: str) -> None:
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
         subprocess.run([*chroot, *words], check=True, env=environment, stdin=subprocess.DEVNULL, timeout=120)
-    _copy_dependencies(root / PREFIX.relative_to("/") / f"lib/python{_version()}/site-packages")
+
+    inside(f"/opt/python/bin/python{_version()}", "-m", "venv", "--without-pip", str(PREFIX))
+    _copy_dependencies(target)
+    inside(PYTHON, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", f"/srv/wheel/{wheel.name}")
 
 
 def build_wheel(folder: Path) -> Path:
@@ -55,7 +54,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 def _copy_dependencies(target: Path) -> None:
-    for name in _closure("carolctl"):
+    for name in ("pip", *_closure("carolctl")):
         distribution = metadata.distribution(name)
         for file in distribution.files or ():
             if ".." not in file.parts and file.suffix != ".pyc":
