@@ -44,6 +44,7 @@ _TOOLS = (
     "loginctl",
 )
 _PATH = f"{PREFIX}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_UNSHARE = ("unshare", "--mount", "--propagation", "private")
 _BOOT_SEC = 60
 
 # The shell keeps the mount namespace until its input ends.
@@ -95,18 +96,7 @@ class Machine:
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._leader = 0
         self._holder = subprocess.Popen(
-            [
-                "unshare",
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                _HOLD,
-                "hold",
-                self._lab,
-                *self._cgroups,
-            ],
+            [*_UNSHARE, "sh", "-c", _HOLD, "hold", self._lab, sys.base_prefix, *self._cgroups],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

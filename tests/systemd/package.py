@@ -34,6 +34,9 @@ def install(root: Path, chroot: Sequence[str]) -> None:
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
         subprocess.run([*chroot, *words], check=True, env=environment, stdin=subprocess.DEVNULL, timeout=120)
 
+    # A shared libpython is looked for where it was built, which a unit's sandbox may hide.
+    (root / "etc/ld.so.conf.d/python.conf").write_text("/opt/python/lib\n")
+    inside("ldconfig")
     inside(f"/opt/python/bin/python{_version()}", "-m", "venv", "--without-pip", str(PREFIX))
     _copy_dependencies(target)
     inside(PYTHON, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", f"/srv/wheel/{wheel.name}")
