@@ -61,6 +61,7 @@ def planned(
         data_home=os.path.abspath(home),
         planner_db=planner,
         planner_is_foreign=planner is not None and _is_foreign(planner),
+        kernel_log_is_file=os.path.isfile("/proc/kmsg"),
     )
     unit_files.check(layout)
     if os.path.isdir(layout.data_home) and os.stat(layout.data_home).st_uid != os.geteuid():

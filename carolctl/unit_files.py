@@ -42,6 +42,8 @@ class Layout:
     package: str = os.path.dirname(os.path.abspath(__file__))
     #: Root needs a capability to write what belongs to somebody else.
     planner_is_foreign: bool = False
+    #: Whether a user's manager can hide the kernel's log.
+    kernel_log_is_file: bool = True
 
     def paths(self) -> Iterator[str]:
         """Everything that a unit must be able to see."""
@@ -69,6 +71,7 @@ def render(layout: Layout) -> dict[str, str]:
         "SPOOL": os.path.join(layout.data_home, "spool", "new").replace("%", "%%"),
         "PATHS": "\n".join(_reach(layout)),
         "CAPABILITIES": "CAP_DAC_OVERRIDE" if layout.planner_is_foreign else "",
+        "KERNEL_LOGS": "yes" if layout.scope == "system" or layout.kernel_log_is_file else "no",
     }
     hardening = _shipped("hardening.conf")
     return {
@@ -80,7 +83,7 @@ def render(layout: Layout) -> dict[str, str]:
 def _filled(text: str, scope: Scope, values: Mapping[str, str]) -> str:
     other = "@user@" if scope == "system" else "@system@"
     lines = [line.removeprefix(f"@{scope}@") for line in text.split("\n") if not line.startswith(other)]
-    return re.sub("@([A-Z]+)@", lambda found: values[found[1]], "\n".join(lines))
+    return re.sub("@([A-Z_]+)@", lambda found: values[found[1]], "\n".join(lines))
 
 
 def _environment(layout: Layout) -> Iterator[str]:

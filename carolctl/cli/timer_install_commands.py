@@ -30,7 +30,7 @@ Rehearsal = Annotated[bool, typer.Option("--dry-run", help="Print the files and 
 @application.command(
     "install-timers",
     epilog=help_epilog(
-        "sudo carolctl install-timers --planner-db /var/lib/planner/plangenerator.db",
+        "carolctl install-timers --system --planner-db /var/lib/planner/plangenerator.db",
         x1="files that are not ours are in the way, or systemd does not accept the units",
         x69="no service manager answers",
         x77="--system needs root",
