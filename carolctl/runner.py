@@ -43,6 +43,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
             run_command(session, signals, int(run_id), int(claim_no))
         case ["http", *claims] if claims:
             pairs = [_claim(claim) for claim in claims]
+            _take_environment()
             session, signals = _prepare()
             from carolctl.http_pool import HttpPool
 
@@ -128,6 +129,15 @@ def _claim(text: str) -> tuple[int, int]:
     if not (run_id.isdecimal() and claim_no.isdecimal()):
         raise UsageError(f"not RUN:CLAIM: {text!r}")
     return int(run_id), int(claim_no)
+
+
+def _take_environment() -> None:
+    """In a unit: what the references of the jobs are looked up in."""
+    unit = os.environ.get("CAROL_UNIT")
+    if unit:
+        from carolctl.launch import handover
+
+        handover.take(unit, places.data_home())
 
 
 def _prepare() -> tuple[Session, Signals]:

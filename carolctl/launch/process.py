@@ -25,7 +25,14 @@ from carolctl.model import Claimed, HttpAction
 LARGEST_CHUNK = 32
 """HTTP runs that share one supervisor at most; it has a thread for each."""
 
-RUN_VARIABLES = ("CAROL_RUN_ID", "CAROL_CLAIM", "CAROL_JOB_ID", "CAROL_MAX_TURNS", "CAROL_RESULT_FILE")
+RUN_VARIABLES = (
+    "CAROL_RUN_ID",
+    "CAROL_CLAIM",
+    "CAROL_JOB_ID",
+    "CAROL_MAX_TURNS",
+    "CAROL_RESULT_FILE",
+    "CAROL_UNIT",
+)
 """What a command is told about its own run; a run that is launched from inside another must not inherit it."""
 
 _TICK_UNIT = "carolctl-tick.service"
