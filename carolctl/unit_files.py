@@ -87,6 +87,7 @@ def _filled(text: str, scope: Scope, values: Mapping[str, str]) -> str:
 
 
 def _environment(layout: Layout) -> Iterator[str]:
+    yield "Environment=CAROL_BOOT_ID=%b"
     yield f'Environment="CAROL_DATA_DIR={quoted(layout.data_home)}"'
     if layout.planner_db:
         yield f'Environment="CAROL_PLANNER_DB={quoted(layout.planner_db)}"'

@@ -53,11 +53,13 @@ def install_timers(
     """
     from carolctl import timers_install as verb
 
-    layout = _layout(_scope(user=user, system=system), data_dir, planner_db)
+    scope = _scope(user=user, system=system)
+    if not dry_run:
+        _require_root(scope)
+    layout = _layout(scope, data_dir, planner_db)
     if dry_run:
         report = verb.rehearse(layout)
     else:
-        _require_root(layout.scope)
         _make_store(layout)
         report = verb.install(layout)
     print_json(asdict(report)) if as_json else print_lines(_told(report))

@@ -6,6 +6,7 @@ The wheel is that of this repository; what it stands on is copied from the envir
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import shutil
 import subprocess
@@ -23,10 +24,9 @@ PYTHON = f"{PREFIX}/bin/python"
 
 def install(root: Path, chroot: Sequence[str]) -> None:
     """``python -m venv`` and ``pip install`` of the wheel in the file system at `root`, which `chroot` leads into."""
-    with tempfile.TemporaryDirectory(prefix="carolctl-wheel-") as folder:
-        wheel = build_wheel(Path(folder))
-        (root / "srv/wheel").mkdir(parents=True)
-        shutil.copy(wheel, root / "srv/wheel")
+    name, content = wheel()
+    (root / "srv/wheel").mkdir(parents=True)
+    (root / "srv/wheel" / name).write_bytes(content)
     shutil.rmtree(root / PREFIX.relative_to("/"), ignore_errors=True)
     target = root / PREFIX.relative_to("/") / f"lib/python{_version()}/site-packages"
 
@@ -39,21 +39,23 @@ def install(root: Path, chroot: Sequence[str]) -> None:
     inside("ldconfig")
     inside(f"/opt/python/bin/python{_version()}", "-m", "venv", "--without-pip", str(PREFIX))
     _copy_dependencies(target)
-    inside(PYTHON, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", f"/srv/wheel/{wheel.name}")
+    inside(PYTHON, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", f"/srv/wheel/{name}")
 
 
-def build_wheel(folder: Path) -> Path:
-    """The wheel of this repository."""
-    words = ["wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--wheel-dir", str(folder)]
+@functools.cache
+def wheel() -> tuple[str, bytes]:
+    """The wheel of this repository: its file name and its content."""
+    words = ["wheel", "--quiet", "--disable-pip-version-check", "--no-deps", str(REPOSITORY)]
     isolation = ["--no-build-isolation"] if _is_here("hatchling") else []
-    subprocess.run(
-        [sys.executable, "-m", "pip", *words, *isolation, str(REPOSITORY)],
-        check=True,
-        stdin=subprocess.DEVNULL,
-        timeout=300,
-    )
-    [wheel] = folder.glob("carolctl-*.whl")
-    return wheel
+    with tempfile.TemporaryDirectory(prefix="carolctl-wheel-") as folder:
+        subprocess.run(
+            [sys.executable, "-m", "pip", *words, *isolation, "--wheel-dir", folder],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            timeout=300,
+        )
+        [path] = Path(folder).glob("carolctl-*.whl")
+        return path.name, path.read_bytes()
 
 
 def _copy_dependencies(target: Path) -> None:
