@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+from carolctl import clock
 from carolctl.launch import journal, service_manager
 from carolctl.model import LIVE, Millis, Run
 from carolctl.run_view import log_paths
 
 _POLL_SEC = 0.2
+_JUST_NOW_MS = 5000
 
 
 def units(run: Run) -> list[str]:
@@ -38,7 +40,7 @@ def chunks(look: Callable[[], Run], *, follow: bool) -> Iterator[str]:
         going_on = follow and run.status in LIVE
         yield from _of_files(run, shown, going_on=going_on)
         if named := units(run):
-            if not going_on:
+            if not going_on and _has_just_ended(run):
                 journal.flush()
             text, cursor = journal.output(named, since=_begin(run), cursor=cursor)
             if text:
@@ -46,6 +48,10 @@ def chunks(look: Callable[[], Run], *, follow: bool) -> Iterator[str]:
         if not going_on:
             return
         time.sleep(_POLL_SEC)
+
+
+def _has_just_ended(run: Run) -> bool:
+    return run.completed_at is None or clock.now() - run.completed_at < _JUST_NOW_MS
 
 
 def _begin(run: Run) -> Millis:

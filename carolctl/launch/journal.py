@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Sequence
 
 from carolctl.errors import NotPermitted, Unavailable
@@ -13,6 +14,7 @@ from carolctl.model import Millis
 
 _CURSOR = b"-- cursor: "
 _ANSWER_SEC = 60.0
+_LAG_SEC = 0.5
 
 
 def output(units: Sequence[str], *, since: Millis, cursor: str | None = None) -> tuple[str, str | None]:
@@ -36,9 +38,12 @@ def output(units: Sequence[str], *, since: Millis, cursor: str | None = None) ->
 
 
 def flush() -> None:
-    """Have the journal take in what was written so far, where we may ask for that."""
+    """Have the journal take in what was written just now; where we may not ask for that, give it some time."""
     if manager_of_user() == "system":
         _journalctl("--sync")
+    else:
+        require_unlocked("waiting for the journal")
+        time.sleep(_LAG_SEC)
 
 
 def _journalctl(*arguments: str) -> bytes:
