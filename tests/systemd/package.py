@@ -6,7 +6,7 @@ The wheel is that of this repository; what it stands on is copied from the envir
 from __future__ import annotations
 
 import contextlib
-import os
+import functools
 import re
 import shutil
 import subprocess
@@ -24,38 +24,42 @@ PYTHON = f"{PREFIX}/bin/python"
 
 def install(root: Path, chroot: Sequence[str]) -> None:
     """``python -m venv`` and ``pip install`` of the wheel in the file system at `root`, which `chroot` leads into."""
-    with tempfile.TemporaryDirectory(prefix="carolctl-wheel-") as folder:
-        wheel = build_wheel(Path(folder))
-        (root / "srv/wheel").mkdir(parents=True)
-        shutil.copy(wheel, root / "srv/wheel")
+    name, content = wheel()
+    (root / "srv/wheel").mkdir(parents=True)
+    (root / "srv/wheel" / name).write_bytes(content)
     shutil.rmtree(root / PREFIX.relative_to("/"), ignore_errors=True)
-    base = os.path.realpath(sys.executable)
-    [pip] = Path(sys.base_prefix, f"lib/python{_version()}/ensurepip/_bundled").glob("pip-*.whl")
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-    for words in (
-        [base, "-m", "venv", "--without-pip", str(PREFIX)],
-        [PYTHON, f"{pip}/pip", "install", "--quiet", "--no-index", "--no-deps", f"/srv/wheel/{wheel.name}"],
-    ):
+    target = root / PREFIX.relative_to("/") / f"lib/python{_version()}/site-packages"
+
+    def inside(*words: str) -> None:
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
         subprocess.run([*chroot, *words], check=True, env=environment, stdin=subprocess.DEVNULL, timeout=120)
-    _copy_dependencies(root / PREFIX.relative_to("/") / f"lib/python{_version()}/site-packages")
+
+    # A shared libpython is looked for where it was built, which a unit's sandbox may hide.
+    (root / "etc/ld.so.conf.d/python.conf").write_text("/opt/python/lib\n")
+    inside("ldconfig")
+    inside(f"/opt/python/bin/python{_version()}", "-m", "venv", "--without-pip", str(PREFIX))
+    _copy_dependencies(target)
+    inside(PYTHON, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", f"/srv/wheel/{name}")
 
 
-def build_wheel(folder: Path) -> Path:
-    """The wheel of this repository."""
-    words = ["wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--wheel-dir", str(folder)]
+@functools.cache
+def wheel() -> tuple[str, bytes]:
+    """The wheel of this repository: its file name and its content."""
+    words = ["wheel", "--quiet", "--disable-pip-version-check", "--no-deps", str(REPOSITORY)]
     isolation = ["--no-build-isolation"] if _is_here("hatchling") else []
-    subprocess.run(
-        [sys.executable, "-m", "pip", *words, *isolation, str(REPOSITORY)],
-        check=True,
-        stdin=subprocess.DEVNULL,
-        timeout=300,
-    )
-    [wheel] = folder.glob("carolctl-*.whl")
-    return wheel
+    with tempfile.TemporaryDirectory(prefix="carolctl-wheel-") as folder:
+        subprocess.run(
+            [sys.executable, "-m", "pip", *words, *isolation, "--wheel-dir", folder],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            timeout=300,
+        )
+        [path] = Path(folder).glob("carolctl-*.whl")
+        return path.name, path.read_bytes()
 
 
 def _copy_dependencies(target: Path) -> None:
-    for name in _closure("carolctl"):
+    for name in ("pip", *_closure("carolctl")):
         distribution = metadata.distribution(name)
         for file in distribution.files or ():
             if ".." not in file.parts and file.suffix != ".pyc":
