@@ -306,6 +306,30 @@ def test_a_unit_that_vanished_without_a_word_is_lost_at_the_next_tick(place: Pla
     assert place.run(run_id)["failure_reason"] == "process_lost"
 
 
+@pytest.mark.parametrize(
+    ("point", "soon", "in_the_end"),
+    [
+        ("unit-before-start", ("failed", "launch_failed"), ("failed", "launch_failed")),
+        ("unit-after-start", ("failed", "launch_failed"), ("failed", "launch_failed")),
+        ("unit-before-finish", ("running", None), ("failed", "process_lost")),
+        ("finish-settled", ("running", None), ("failed", "process_lost")),
+        ("unit-recorded", ("completed", None), ("completed", None)),
+    ],
+)
+def test_a_hook_that_is_killed_loses_no_run_and_runs_none_twice(
+    place: Place, point: str, soon: tuple[str, str | None], in_the_end: tuple[str, str | None]
+) -> None:
+    place.machine.sh("rm -f /srv/marks")
+    job_id = place.job("--", "sh", "-c", "echo x >>/srv/marks")
+    run_id = place.carol("run-job", job_id, CAROL_FAILPOINT=f"{point}:kill")["run_id"]
+    place.machine.sh(f"while systemctl list-units --all | grep -q {unit(run_id)}; do sleep 0.05; done")
+    assert (place.run(run_id)["status"], place.run(run_id)["failure_reason"]) == soon
+    place.carol("tick")
+    assert (place.run(run_id)["status"], place.run(run_id)["failure_reason"]) == in_the_end
+    marks = place.machine.run("cat", "/srv/marks", check=False).stdout
+    assert marks == ("" if "start" in point else "x\n")
+
+
 def test_a_run_that_ends_while_the_database_is_locked_comes_home_by_the_spool(place: Place) -> None:
     run_id = place.launch("--", "sh", "-c", "sleep 0.5; exit 4")
     place.until(run_id, "running")
