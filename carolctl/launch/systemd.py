@@ -163,7 +163,10 @@ class SystemdLauncher:
             f"--slice={SLICE}",
             f"--description={about}",
             *(f"--setenv={name}={value}" for name, value in environment.items()),
-            *(f"--property={text}" for text in properties),
+            *(
+                f"--property={text}"
+                for text in (f"SyslogIdentifier={unit.removesuffix('.service')}", *properties)
+            ),
             "--",
             *(doubled(word) for word in command),
         ]
