@@ -29,7 +29,7 @@ def cancel_runs(store: Store, runs: Sequence[Run], *, now: Millis) -> tuple[list
     home = [file for file in spool.pending(claims) if (file.outcome.run_id, file.outcome.claim_no) in claims]
     gone = [run for run in runs if probed[run.run_id] == "dead"]
     launch.bury(gone)
-    dead = {(run.run_id, run.pid, run.pid_start) for run in gone}
+    dead = {(run.run_id, run.claim_no) for run in gone}
     with store.write() as tx:
         settle(tx, [file.outcome for file in home], now=now, settings=settings)
         # Read again: a run that waited may have been claimed, and a claimed one may have started, since.
@@ -49,10 +49,10 @@ def cancel_runs(store: Store, runs: Sequence[Run], *, now: Millis) -> tuple[list
     return sorted(ended), [run.run_id for run in owned]
 
 
-def _has_owner(run: Run, dead: Container[tuple[int, int | None, int | None]]) -> bool:
+def _has_owner(run: Run, dead: Container[tuple[int, int]]) -> bool:
     """Running under a process or unit that is not known to be dead."""
     owner = run.pid is not None or run.unit is not None
-    return run.status == "running" and owner and (run.run_id, run.pid, run.pid_start) not in dead
+    return run.status == "running" and owner and (run.run_id, run.claim_no) not in dead
 
 
 def _ask_owners(owned: Sequence[Run], live: Sequence[Run]) -> None:

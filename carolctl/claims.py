@@ -53,11 +53,14 @@ def start_all(store: Store, claims: Sequence[tuple[int, int]]) -> list[Started]:
     The stale ones are missing from the answer.
     """
     failpoint("runner-before-start")
-    began, pid = boot_seconds(), os.getpid()
+    began = boot_seconds()
     now, boottime_ms, boot_id = clock.now(), clock.boottime_ms(), clock.boot_id()
-    pid_start = owner.start_time(pid)
+    # One owner: in a unit of ours the service manager vouches for us, and ends us.
+    unit = os.environ.get("CAROL_UNIT")
+    pid = None if unit else os.getpid()
+    pid_start = None if pid is None else owner.start_time(pid)
     with store.write() as tx:
-        claimed = tx.start_all(claims, now=now, pid=pid, pid_start=pid_start, unit=None)
+        claimed = tx.start_all(claims, now=now, pid=pid, pid_start=pid_start, unit=unit)
     if claimed:
         failpoint("runner-after-start")
     return [
@@ -85,7 +88,7 @@ def failed(run: Run, reason: FailureClass, summary: str | None = None) -> Outcom
     )
 
 
-def finish(store: Store, outcomes: Sequence[Outcome]) -> list[Claimed]:
+def finish(store: Store, outcomes: Sequence[Outcome], *, refilling: bool = True) -> list[Claimed]:
     """Record ends; what was claimed in their place is to be launched.
 
     A disk without room for the store or the spool is waited for: the work is done, only this knows how it ended.
@@ -94,7 +97,7 @@ def finish(store: Store, outcomes: Sequence[Outcome]) -> list[Claimed]:
     claimed: list[Claimed] = []
     for _ in range(_FINISH_TRIES):
         try:
-            claimed = record_outcomes(store, outcomes, now=clock.now())
+            claimed = record_outcomes(store, outcomes, now=clock.now(), refilling=refilling)
             break
         except OSError as trouble:
             warn(f"neither the store nor the spool takes an outcome: {trouble.strerror}")

@@ -32,7 +32,14 @@ def boottime_ms() -> int | None:
 
 
 def boot_id() -> str:
-    """The kernel's identity of this boot, or ``unknown`` where /proc hides it."""
+    """The identity of this boot, or ``unknown`` where /proc hides it.
+
+    Our units are told by the service manager (``CAROL_BOOT_ID``): in a container, the /proc of a sandbox is a new one
+    and has the host's, which would make every run a run of another boot.
+    """
+    told = os.environ.get("CAROL_BOOT_ID", "")
+    if len(told) == 32:
+        return "-".join((told[:8], told[8:12], told[12:16], told[16:20], told[20:]))
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()

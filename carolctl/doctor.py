@@ -14,6 +14,7 @@ from typing import Any
 from carolctl import clock
 from carolctl import doctor_checks_host as host
 from carolctl import doctor_checks_store as store
+from carolctl import doctor_checks_units as units
 from carolctl import doctor_checks_work as work
 from carolctl.doctor_checks import Evidence, Finding, Place, Status, fail, gather
 from carolctl.errors import CarolError, Exit
@@ -33,6 +34,9 @@ CHECKS: dict[str, Callable[[Evidence], Finding]] = {
     "space": host.space,
     "modes": host.modes,
     "tick": work.tick,
+    "units": units.units,
+    "timers": units.timers,
+    "linger": units.linger,
     "pause": work.pause,
     "jobs": work.jobs,
     "owners": work.owners,

@@ -19,20 +19,23 @@ from carolctl.store.runs import Claimant
 from carolctl.store.tx import ReadTx, WriteTx
 
 
-def record_outcomes(store: Store, outcomes: Sequence[Outcome], *, now: Millis) -> list[Claimed]:
+def record_outcomes(
+    store: Store, outcomes: Sequence[Outcome], *, now: Millis, refilling: bool = True
+) -> list[Claimed]:
     """Settle `outcomes` and claim the next queued runs, in one write; the caller launches what it returns.
 
-    A store that cannot be written leaves each outcome in the spool, and nothing is claimed.
+    Without `refilling` nothing is claimed, as at a shutdown. A store that cannot be written leaves each outcome in
+    the spool, and nothing is claimed either.
     """
-    return settle_or_spool(store, outcomes, now=now)[1]
+    return settle_or_spool(store, outcomes, now=now, refilling=refilling)[1]
 
 
 def settle_or_spool(
-    store: Store, outcomes: Sequence[Outcome], *, now: Millis
+    store: Store, outcomes: Sequence[Outcome], *, now: Millis, refilling: bool = True
 ) -> tuple[Settled, list[Claimed], bool]:
     """What was settled, what was claimed, and whether the outcomes went to the spool instead."""
     try:
-        settled, claimed = settle_and_refill(store, outcomes, now=now)
+        settled, claimed = settle_and_refill(store, outcomes, now=now, refilling=refilling)
     except (StoreBusy, DiskFull, NotPermitted, BadData, NotFound) as trouble:
         warn(f"{trouble.message}; the outcome goes to the spool")
         for outcome in outcomes:
@@ -42,7 +45,7 @@ def settle_or_spool(
 
 
 def settle_and_refill(
-    store: Store, outcomes: Sequence[Outcome], *, now: Millis
+    store: Store, outcomes: Sequence[Outcome], *, now: Millis, refilling: bool = True
 ) -> tuple[Settled, list[Claimed]]:
     """The one write of `record_outcomes`; raises what the store raises."""
     with store.read() as snapshot:
@@ -51,7 +54,7 @@ def settle_and_refill(
     with store.write() as tx:
         settled = settle(tx, outcomes, now=now, settings=settings)
         failpoint("finish-settled")
-        claimed = refill(tx, claimant, settings)
+        claimed = refill(tx, claimant, settings) if refilling else []
     return settled, claimed
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 from carolctl.errors import UsageError
@@ -165,10 +166,13 @@ def spoken_schedule(said: Said) -> tuple[ScheduleKind, str] | None:
 def spoken_action(said: Said, before: Action | None) -> Action | None:
     """The action; what is not said of an HTTP call stays as in `before`. None when nothing was said."""
     http = {name: value for name in _HTTP if (value := getattr(said, name))}
-    if said.argv and http:
+    of_commands = [name for name in _OF_COMMANDS if getattr(said, name) is not None]
+    if (said.argv or of_commands) and http:
         raise UsageError(f"a job makes a call or runs a command, not both: {', '.join(http)}", field="argv")
-    if said.argv:
-        return _command(said.argv)
+    if said.argv or (of_commands and isinstance(before, CommandAction)):
+        return _command(said, before if isinstance(before, CommandAction) else None)
+    if of_commands:
+        raise UsageError("is for a job with a command", field=of_commands[0])
     if not http:
         return None
     if said.url is None and not isinstance(before, HttpAction):
@@ -179,12 +183,73 @@ def spoken_action(said: Said, before: Action | None) -> Action | None:
 _HTTP = ("url", "method", "header", "payload")
 
 
-def _command(argv: list[str]) -> CommandAction:
+def _command(said: Said, before: CommandAction | None) -> CommandAction:
+    argv = _argv(said.argv) if said.argv else before.argv if before else ()
+    spoken = {
+        name: check(value, name)
+        for name, check in _OF_COMMANDS.items()
+        if (value := getattr(said, name)) is not None
+    }
+    return replace(before or CommandAction(argv=argv), argv=argv, **spoken)
+
+
+def _argv(argv: list[str]) -> tuple[str, ...]:
     if not argv[0].strip() or any("\0" in word for word in argv):
         raise UsageError("the command is empty", field="argv", hint="-- PROGRAM ARGUMENT...")
     if sum(len(word.encode(errors="surrogateescape")) + 1 for word in argv) > _ARGV_CAP_BYTES:
         raise UsageError(f"longer than {_ARGV_CAP_BYTES // 1024} KiB in all", field="argv")
-    return CommandAction(argv=tuple(argv))
+    return tuple(argv)
+
+
+def _matching(pattern: str, what: str) -> _Parse:
+    def parse(text: str, field: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise UsageError(f"{text[:80]!a} is not {what}", field=field)
+        return text
+
+    return parse
+
+
+_path = _matching(r"/[^\x00-\x1f\x7f]{0,1000}", "an absolute path")
+
+
+def _memory(text: str, field: str) -> str:
+    size = str(_matching(r"[1-9][0-9]{0,14}[KMGT]?|[1-9][0-9]?%", "a size such as 512M")(text, field))
+    if (
+        not size.endswith("%")
+        and int(size.rstrip("KMGT")) * _UNITS[size.lstrip("0123456789")] < _LEAST_MEMORY
+    ):
+        raise UsageError("less than 64M: the hooks of its unit live in it as well", field=field)
+    return size
+
+
+def _quota(text: str, field: str) -> str:
+    if int(_matching(r"[1-9][0-9]{0,5}%", "a share such as 50%")(text, field)[:-1]) < _LEAST_QUOTA:
+        raise UsageError("less than 5%: the hooks of its unit live on it as well", field=field)
+    return text
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_LEAST_MEMORY = 64 * 2**20
+_LEAST_QUOTA = 5
+
+_credential = _matching(r"[A-Za-z0-9_.-]{1,200}:/[^\x00-\x1f\x7f]{1,1000}", "ID:/PATH")
+
+
+def _credentials(lines: list[str], field: str) -> tuple[str, ...]:
+    return () if lines == [CLEAR] else tuple(_credential(line, field) for line in lines)
+
+
+#: By option of a command: what its words become.
+_OF_COMMANDS: dict[str, Callable[[Any, str], Any]] = {
+    "run_as": _clearable(_matching(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?|[0-9]{1,9}", "the name of a user")),
+    "working_directory": _clearable(_path),
+    "environment_file": _clearable(_path),
+    "load_credential": _credentials,
+    "memory_max": _clearable(_memory),
+    "cpu_quota": _clearable(_quota),
+    "sandbox": lambda value, _: value,
+}
 
 
 def _http(said: Said, before: HttpAction) -> HttpAction:

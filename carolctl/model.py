@@ -6,7 +6,7 @@ the name (`_sec`, `_ms`). The status names are the ones the database's CHECKs al
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from carolctl.instant import Millis as Millis
@@ -61,12 +61,27 @@ class HttpAction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandAction:
-    """An argv list, never a shell line."""
+    """An argv list, never a shell line, and what a service manager is told of it beyond that."""
 
     argv: tuple[str, ...]
+    #: The user it runs as; only the system manager can do that.
+    run_as: str | None = None
+    working_directory: str | None = None
+    environment_file: str | None = None
+    #: ``ID:PATH`` each, as LoadCredential= has it.
+    load_credential: tuple[str, ...] = ()
+    #: As MemoryMax= has it: ``512M``.
+    memory_max: str | None = None
+    #: As CPUQuota= has it: ``50%``.
+    cpu_quota: str | None = None
+    #: Nothing it starts gains a privilege: no set-uid program works.
+    sandbox: bool = True
 
 
 Action = HttpAction | CommandAction
+
+_UNSAID: dict[str, Any] = {f.name: f.default for f in fields(CommandAction) if f.name != "argv"}
+_OF_COMMANDS = tuple(_UNSAID)
 
 
 def action_kind(action: Action) -> ActionKind:
@@ -75,7 +90,7 @@ def action_kind(action: Action) -> ActionKind:
 
 
 def action_document(action: Action) -> dict[str, Any]:
-    """The JSON document of the column ``action``: every field but the kind."""
+    """The JSON document of the column ``action``: every field but the kind; of a command what was said of it."""
     if isinstance(action, HttpAction):
         return {
             "url": action.url,
@@ -83,14 +98,17 @@ def action_document(action: Action) -> dict[str, Any]:
             "headers": action.headers,
             "payload": action.payload,
         }
-    return {"argv": list(action.argv)}
+    said = {name: value for name in _OF_COMMANDS if (value := getattr(action, name)) != _UNSAID[name]}
+    return {"argv": list(action.argv)} | said
 
 
 def action_from_document(kind: ActionKind, document: dict[str, Any]) -> Action:
     """The reverse of `action_document`."""
     if kind == "http":
         return HttpAction(**document)
-    return CommandAction(argv=tuple(document["argv"]))
+    said = {name: document[name] for name in _OF_COMMANDS if name in document}
+    said["load_credential"] = tuple(document.get("load_credential", ()))
+    return CommandAction(argv=tuple(document["argv"]), **said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,24 @@ import os
 
 
 def data_home() -> str:
-    """``CAROL_DATA_DIR``, else ``$XDG_STATE_HOME/carolctl``, else ``~/.local/state/carolctl``."""
+    """``CAROL_DATA_DIR``, else the installed units', else ``carolctl`` in ``$XDG_STATE_HOME`` or ``~/.local/state``.
+
+    Whoever names a job store of their own (``CAROL_SCHEDULER_DB``) does not mean the installed one's home.
+    """
     chosen = os.environ.get("CAROL_DATA_DIR")
     if chosen:
         return os.path.abspath(chosen)
+    if not os.environ.get("CAROL_SCHEDULER_DB"):
+        from carolctl import installed_units
+
+        installed = installed_units.data_home()
+        if installed:
+            return installed
+    return default_data_home()
+
+
+def default_data_home() -> str:
+    """``$XDG_STATE_HOME/carolctl``, else ``~/.local/state/carolctl``."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     return os.path.join(state, "carolctl")
 

@@ -33,4 +33,11 @@ class Said:
     on_failure: str | None = None
     spread: str | None = None
     dst_rule: str | None = None
+    run_as: str | None = None
+    working_directory: str | None = None
+    environment_file: str | None = None
+    load_credential: list[str] | None = None
+    memory_max: str | None = None
+    cpu_quota: str | None = None
+    sandbox: bool | None = None
     argv: list[str] | None = None

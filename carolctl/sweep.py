@@ -159,9 +159,11 @@ def stop_owners(sweep: Sweep, asked: Sequence[Run]) -> None:
     """
     stopping = [*asked, *(run for run, _ in sweep.stops_again)]
     ids = {run.run_id for run in stopping}
-    needed = {run.pid for run in sweep.occupying if run.run_id not in ids}
-    launch.stop([run for run in stopping if run.pid not in needed])
-    launch.kill([run for run, again in sweep.stops_again if again.kill and run.pid not in needed])
+    needed = {run.unit or run.pid for run in sweep.occupying if run.run_id not in ids}
+    launch.stop([run for run in stopping if (run.unit or run.pid) not in needed])
+    launch.kill(
+        [run for run, again in sweep.stops_again if again.kill and (run.unit or run.pid) not in needed]
+    )
 
 
 #: Ends that are not a loss: what the run may use was used up, and nobody here is left to be stopped.

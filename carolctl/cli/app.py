@@ -88,6 +88,10 @@ COMMANDS: dict[str, dict[str, str]] = {
         "doctor": "Look for everything that is wrong, and change nothing.",
         "backup": "Copy the job store while it is in use, or put a copy back.",
     },
+    "timer_install_commands": {
+        "install-timers": "Let systemd fire the tick every 30 seconds, and do the upkeep once a night.",
+        "uninstall-timers": "Switch the timers off and remove their unit files.",
+    },
 }
 
 

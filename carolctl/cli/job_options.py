@@ -51,6 +51,19 @@ _OPTIONS: dict[str, Any] = {
     "idempotent": typer.Option("--idempotent/--no-idempotent", help="Doing it twice does no harm [no]"),
     "agent_profile": _option("--agent-profile", "P", "The profile its agent runs under"),
     "on_failure": _option("--on-failure", "JOB", "Trigger this job after its last attempt failed"),
+    "run_as": _option("--run-as", "USER", "The user a command runs as; needs root's systemd [none]"),
+    "working_directory": _option("--working-directory", "DIR", "The folder a command starts in [none]"),
+    "environment_file": _option("--environment-file", "PATH", "NAME=value lines for a command [none]"),
+    "load_credential": typer.Option(
+        "--load-credential",
+        metavar="ID:PATH",
+        help="A file for $CREDENTIALS_DIRECTORY, repeatable; needs systemd; replaces all before",
+    ),
+    "memory_max": _option("--memory-max", "SIZE", "Most memory of a command: 512M, 2G; needs systemd [none]"),
+    "cpu_quota": _option("--cpu-quota", "N%", "Most processor time: 50%, 200%; needs systemd [none]"),
+    "sandbox": typer.Option(
+        "--sandbox/--no-sandbox", help="A command gains no privileges, sudo fails; systemd only [yes]"
+    ),
 }
 
 

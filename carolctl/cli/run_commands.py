@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -123,7 +123,12 @@ def monitor(db: Db = None, planner_db: PlannerDb = None, as_json: Json = False) 
 
 
 @application.command(
-    "logs", epilog=help_epilog("carolctl logs 42 --follow", x66="no such run, or it left no output")
+    "logs",
+    epilog=help_epilog(
+        "carolctl logs 42 --follow",
+        x66="no such run, or it left no output",
+        x77="the journal may not be read",
+    ),
 )
 def logs(
     run_id: RunId,
@@ -132,43 +137,27 @@ def logs(
     db: Db = None,
     as_json: Json = False,
 ) -> int:
-    """Show the output of a run; what could move a terminal is spelled out."""
+    """Show the output of a run; what could move a terminal is spelled out.
+
+    From the journal where it ran as a systemd unit, else from its log file.
+    """
+    from carolctl import run_output
+
     session = open_session(db)
     run = _existing_run(session, run_id)
-    paths = run_view.log_paths(run)
-    if not paths and not (follow and run.status in LIVE):
+    paths, units = run_view.log_paths(run), run_output.units(run)
+    going_on = follow and run.status in LIVE
+    text = "" if going_on else run_output.whole(run)
+    if not (paths or text or going_on or (units and run.status in LIVE)):
         raise NotFound(f"run {run_id} left no output", hint=f"carolctl show-run {run_id}")
     if as_json:
-        print_json({"run_id": run_id, "logs": paths, "text": "".join(_text(path) for path in paths)})
+        print_json({"run_id": run_id, "logs": paths, "units": units, "text": text or run_output.whole(run)})
         return Exit.OK
-    for chunk in _chunks(session, run, follow=follow):
+    look = partial(_existing_run, session, run_id)
+    for chunk in run_output.chunks(look, follow=True) if going_on else [text]:
         sys.stdout.write(chunk if raw else "".join(safe(line) + "\n" for line in chunk.splitlines()))
         sys.stdout.flush()
     return Exit.OK
-
-
-def _chunks(session: Session, run: Run, *, follow: bool) -> Iterator[str]:
-    """The run's output so far, and then what is added until it ends."""
-    shown: dict[str, int] = {}
-    while True:
-        # Looked up before the files are read: whatever it wrote before its end is then read as well.
-        now_live = follow and _existing_run(session, run.run_id).status in LIVE
-        run = _existing_run(session, run.run_id)
-        for path in run_view.log_paths(run):
-            text = _text(path)[shown.get(path, 0) :]
-            if now_live and not text.endswith("\n"):
-                text = text[: text.rfind("\n") + 1]
-            shown[path] = shown.get(path, 0) + len(text)
-            if text:
-                yield text
-        if not now_live:
-            return
-        time.sleep(_WAIT_POLL_SEC)
-
-
-def _text(path: str) -> str:
-    with open(path, encoding="utf-8", errors="backslashreplace", newline="") as file:
-        return file.read()
 
 
 # -- acting ----------------------------------------------------------------------------------------------

@@ -49,16 +49,28 @@ class Launcher(Protocol):
 
 
 def choose(name: str, *, db: str | None = None, home: str | None = None) -> Launcher:
-    """The launcher of that name: ``process``, or ``auto``, which is the same in this version.
+    """The launcher of that name: ``systemd``, ``process``, or ``auto``: systemd where a manager answers.
 
     Called before anything is claimed. Raises `Unavailable` where no service manager answers, `BadConfig`
     where the chosen one would not let the runs live.
     """
-    if name == "systemd":
-        raise Unavailable("this version has no systemd launcher", hint="use CAROL_LAUNCHER=process")
+    db, home = db or places.scheduler_db(), home or places.data_home()
+    if name != "process":
+        from carolctl.launch import service_manager
+
+        manager = service_manager.manager_here()
+        if manager is not None and (name == "systemd" or service_manager.is_ours(db)):
+            from carolctl.launch.systemd import SystemdLauncher
+
+            return SystemdLauncher(db=db, home=home, manager=manager)
+        if name == "systemd":
+            raise Unavailable(
+                "no systemd manager answers",
+                hint="carolctl needs root's, or one of your own: loginctl enable-linger; or CAROL_LAUNCHER=process",
+            )
     from carolctl.launch.process import ProcessLauncher
 
-    return ProcessLauncher(db=db or places.scheduler_db(), home=home or places.data_home())
+    return ProcessLauncher(db=db, home=home)
 
 
 def choose_configured() -> Launcher:
@@ -68,7 +80,13 @@ def choose_configured() -> Launcher:
 
 def probe(runs: Sequence[Run], *, host: str, boot_id: str) -> dict[int, Liveness]:
     """Whether the owner of each run lives, by run id; ``unknown`` proves nothing."""
-    return owner.probe(runs, host=host, boot_id=boot_id)
+    found = owner.probe(runs, host=host, boot_id=boot_id)
+    in_units = [run for run in runs if run.unit is not None]
+    if in_units:
+        from carolctl.launch import service_manager
+
+        found |= service_manager.probe(in_units, db=places.scheduler_db(), host=host, boot_id=boot_id)
+    return found
 
 
 def stop(runs: Sequence[Run]) -> None:
@@ -77,13 +95,24 @@ def stop(runs: Sequence[Run]) -> None:
     HTTP runs may share an owner: pass them only when every live run of it is to be stopped.
     """
     owner.ask_to_end(runs)
+    if any(run.unit for run in runs):
+        from carolctl.launch import service_manager
+
+        service_manager.stop(runs)
 
 
 def kill(runs: Sequence[Run]) -> None:
     """Kill live owners that outlived their grace, with all of their sessions; a sweep records the end."""
     owner.kill(runs)
+    if any(run.unit for run in runs):
+        from carolctl.launch import service_manager
+
+        service_manager.kill(runs)
 
 
 def bury(runs: Sequence[Run]) -> None:
-    """Kill whatever the dead owners of `runs` left behind, before the runs are recorded as lost."""
+    """Kill whatever the dead owners of `runs` left behind, before the runs are recorded as lost.
+
+    Of a unit nothing is left behind: its manager ends whatever is in it.
+    """
     owner.bury(runs)

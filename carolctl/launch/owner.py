@@ -82,12 +82,13 @@ def _liveness(run: Run, host: str, boot_id: str) -> Liveness:
     if run.pid is None or run.host != host:
         # Never started, or accepted by the other side, or not ours to see.
         return "unknown"
-    if _other_boot(run, boot_id):
+    if is_of_another_boot(run, boot_id):
         return "dead"
     return _liveness_of(run.pid, run.pid_start)
 
 
-def _other_boot(run: Run, boot_id: str) -> bool:
+def is_of_another_boot(run: Run, boot_id: str) -> bool:
+    """Whether the run was claimed before this machine last started."""
     return bool(run.boot_id) and "unknown" not in (run.boot_id, boot_id) and run.boot_id != boot_id
 
 
@@ -159,7 +160,7 @@ def _owners_here(runs: Iterable[Run]) -> dict[int, int]:
         if run.pid is not None
         and run.pid_start is not None
         and run.host == host
-        and not _other_boot(run, boot_id)
+        and not is_of_another_boot(run, boot_id)
     }
 
 

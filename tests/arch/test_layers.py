@@ -145,7 +145,7 @@ def test_nouns_and_mathematics_are_told_the_time_and_open_nothing(name: str) -> 
 _LOWEST = {"carolctl", "carolctl.errors", "carolctl.instant", "carolctl.model"}
 _TOOLS = {
     *_LOWEST, "carolctl.lockguard", "carolctl.failpoints", "carolctl.places", "carolctl.clock",
-    "carolctl.config", "carolctl.notices",
+    "carolctl.config", "carolctl.notices", "carolctl.installed_units",
 }  # fmt: skip
 
 

@@ -1,0 +1,158 @@
+"""install-timers and uninstall-timers: their options, help and exit codes, and what people are shown."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from carolctl import places
+from carolctl.cli.app import application
+from carolctl.cli.options import Json, PlannerDb, help_epilog
+from carolctl.cli.output import print_json, print_lines
+from carolctl.errors import BadConfig, NotPermitted, UsageError
+
+if TYPE_CHECKING:
+    from carolctl.timers_install import Installation, Removal
+    from carolctl.unit_files import Layout, Scope
+
+ForUser = Annotated[bool, typer.Option("--user", help="Your own service manager [default unless root]")]
+ForSystem = Annotated[bool, typer.Option("--system", help="The system's [default for root]")]
+DataDir = Annotated[
+    str | None,
+    typer.Option("--data-dir", metavar="PATH", help="Data home [CAROL_DATA_DIR; as installed; /var/lib/carolctl]"),
+]  # fmt: skip
+Rehearsal = Annotated[bool, typer.Option("--dry-run", help="Print the files and change nothing")]
+
+
+@application.command(
+    "install-timers",
+    epilog=help_epilog(
+        "carolctl install-timers --system --planner-db /var/lib/planner/plangenerator.db",
+        x1="files that are not ours are in the way, or systemd does not accept the units",
+        x69="no service manager answers",
+        x77="--system needs root",
+        x78="paths that a unit cannot use",
+    ),
+)
+def install_timers(
+    *,
+    user: ForUser = False,
+    system: ForSystem = False,
+    data_dir: DataDir = None,
+    planner_db: PlannerDb = None,
+    dry_run: Rehearsal = False,
+    as_json: Json = False,
+) -> None:
+    """Let systemd fire the tick every 30 seconds, and do the upkeep once a night.
+
+    May be repeated, and is to be after an upgrade: it replaces what it made, and touches nothing else. What is not
+    given stays as it was installed.
+    """
+    from carolctl import timers_install as verb
+
+    scope = _scope(user=user, system=system)
+    if not dry_run:
+        _require_root(scope)
+    layout = _layout(scope, data_dir, planner_db)
+    if dry_run:
+        report = verb.rehearse(layout)
+    else:
+        _make_store(layout)
+        report = verb.install(layout)
+    print_json(asdict(report)) if as_json else print_lines(_told(report))
+
+
+@application.command(
+    "uninstall-timers",
+    epilog=help_epilog(
+        "carolctl uninstall-timers --user", x69="no service manager answers", x77="--system needs root"
+    ),
+)
+def uninstall_timers(*, user: ForUser = False, system: ForSystem = False, as_json: Json = False) -> None:
+    """Switch the timers off and remove their unit files.
+
+    Runs under way go on to their end; jobs, data home and files that carolctl did not make stay.
+    """
+    from carolctl import timers_install as verb
+
+    scope = _scope(user=user, system=system)
+    _require_root(scope)
+    removal = verb.uninstall(scope)
+    print_json(asdict(removal)) if as_json else print_lines(_told_removal(removal))
+
+
+def _scope(*, user: bool, system: bool) -> Scope:
+    if user and system:
+        raise UsageError("--user and --system exclude each other")
+    return "system" if system or (not user and os.geteuid() == 0) else "user"
+
+
+def _require_root(scope: Scope) -> None:
+    if scope == "system" and os.geteuid() != 0:
+        raise NotPermitted("--system needs root", hint="sudo carolctl ..., or --user")
+
+
+def _layout(scope: Scope, data_dir: str | None, planner_db: str | None) -> Layout:
+    from carolctl.timers_install import planned
+
+    home = data_dir or os.environ.get("CAROL_DATA_DIR") or None
+    named = os.environ.get("CAROL_SCHEDULER_DB")
+    layout = planned(
+        scope,
+        data_home=home,
+        planner_db=planner_db or places.planner_db(),
+        fallback=None if scope == "system" else places.default_data_home(),
+    )
+    if named and os.path.abspath(named) != os.path.join(layout.data_home, "scheduler.db"):
+        raise BadConfig(
+            f"CAROL_SCHEDULER_DB is {named}, and units work with scheduler.db of a data home",
+            hint="unset it, and give --data-dir",
+        )
+    return layout
+
+
+def _make_store(layout: Layout) -> None:
+    """The units' sandbox needs the data home, and a tick the job store, to be there."""
+    from carolctl.session import open_session
+
+    os.environ["CAROL_DATA_DIR"] = layout.data_home
+    open_session(create=True).store.close()
+
+
+def _told(report: Installation) -> list[str]:
+    if report.dry_run:
+        return [
+            line
+            for name, text in report.files.items()
+            for line in (f"# {report.folder}/{name}", *text.rstrip("\n").split("\n"), "")
+        ]
+    counts = [
+        f"{len(names)} {word}"
+        for names, word in (
+            (report.written, "written"),
+            (report.unchanged, "unchanged"),
+            (report.removed, "of an older version removed"),
+        )
+        if names
+    ]
+    lines = [
+        f"{report.folder}: {', '.join(counts)}",
+        f"data home {report.data_home}; planner database {report.planner_db or 'none'}",
+        f"on: {', '.join(report.enabled)}",
+    ]
+    return lines if report.linger is not False else [*lines, LINGER]
+
+
+LINGER = "they stop when you log out, jobs included, unless you linger: loginctl enable-linger"
+
+
+def _told_removal(removal: Removal) -> list[str]:
+    lines = [
+        f"{removal.folder}: {len(removal.removed)} removed"
+        if removal.removed
+        else "nothing of ours is installed"
+    ]
+    return lines + [f"not made by carolctl, left alone: {path}" for path in removal.left_alone]

@@ -1,0 +1,71 @@
+"""The output of units, as the journal has it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+
+from carolctl.errors import NotPermitted, Unavailable
+from carolctl.launch.service_manager import environment, manager_of_user
+from carolctl.lockguard import require_unlocked
+from carolctl.model import Millis
+
+_CURSOR = b"-- cursor: "
+_ANSWER_SEC = 60.0
+_LAG_SEC = 0.5
+
+
+def output(units: Sequence[str], *, since: Millis, cursor: str | None = None) -> tuple[str, str | None]:
+    """What the commands in `units` wrote since then, or after `cursor`, and the cursor to go on from.
+
+    Lines of ours and of the service manager are left out. Raises `NotPermitted` where the journal may not be read,
+    `Unavailable` where there is none.
+    """
+    require_unlocked("reading the journal")
+    chosen = [*map(_match, units), "_TRANSPORT=stdout"]
+    if manager_of_user() == "user":
+        chosen.append(f"_UID={os.getuid()}")
+    begin = f"--after-cursor={cursor}" if cursor else f"--since=@{since // 1000}"
+    lines = _journalctl("--output=cat", "--all", "--show-cursor", begin, *chosen)
+    text, found, last = lines.rpartition(_CURSOR)
+    if not found:
+        return lines.decode("utf-8", "backslashreplace"), cursor
+    return text.decode("utf-8", "backslashreplace"), last.strip().decode()
+
+
+def _match(unit: str) -> str:
+    """How its lines are found. The journal does not know the user unit of a process that ended very soon."""
+    if manager_of_user() == "system":
+        return f"_SYSTEMD_UNIT={unit}"
+    return f"SYSLOG_IDENTIFIER={unit.removesuffix('.service')}"
+
+
+def flush() -> None:
+    """Have the journal take in what was written just now; where we may not ask for that, give it some time."""
+    if manager_of_user() == "system":
+        _journalctl("--sync")
+    else:
+        require_unlocked("waiting for the journal")
+        time.sleep(_LAG_SEC)
+
+
+def _journalctl(*arguments: str) -> bytes:
+    try:
+        done = subprocess.run(
+            ["journalctl", "--quiet", "--no-pager", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environment(os.environ),
+            timeout=_ANSWER_SEC,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        raise Unavailable(f"the journal cannot be read: {problem}") from problem
+    if b"insufficient permissions" in done.stderr:
+        raise NotPermitted(
+            "the journal may not be read",
+            hint="be a member of the group systemd-journal, or have the journal kept: mkdir /var/log/journal",
+        )
+    return done.stdout

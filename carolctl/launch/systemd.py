@@ -1,0 +1,379 @@
+"""The systemd launcher: a transient unit for every command, and one for HTTP runs that are launched together.
+
+Incident: a tick that spawned its jobs itself took them along when its own unit ended. Decision: ``systemd-run``
+makes each run a unit of its own; before the command a hook of ours claims the row, and after its end, of whatever
+kind, another one records it. Consequence: no process of ours stays while a command runs, and the service manager
+supervises it, keeps its output, ends it at its lease and reports how it ended.
+
+The job's argv is the unit's own: ``$`` is doubled, since systemd expands variables; see also `exec_line`.
+A secret never becomes a property of a unit, which every user may read: see `handover`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from carolctl import clock, config, places, policy
+from carolctl.failpoints import failpoint
+from carolctl.launch import LaunchFailure, handover
+from carolctl.launch import service_manager as manager
+from carolctl.launch.exec_line import carried
+from carolctl.launch.supervisor import STOP_GRACE_SEC
+from carolctl.launch.unit_names import SLICE, gate_unit, http_unit, run_unit
+from carolctl.lockguard import require_unlocked
+from carolctl.model import Claimed, CommandAction, HttpAction
+
+LARGEST_POOL = 32
+"""HTTP runs that share one unit at most."""
+
+_AT_ONCE = 4
+_LAUNCH_SEC = 20.0
+_GATE_SEC = 10
+_SETTINGS = (
+    *(one.env for one in config.REGISTRY if one.env),
+    "CAROL_BUSY_TIMEOUT_MS",
+    "CAROL_NOW",
+    "CAROL_FAILPOINT",
+)
+#: What systemd-run says when nothing is wrong with the run itself.
+_NO_VERDICT = (
+    "already loaded", "already exists", "Failed to connect", "timed out", "Connection reset", "did not receive",
+    "destructive", "shutting down", "Transport endpoint", "Disconnected",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One unit to start, and the claims in it."""
+
+    unit: str
+    arguments: list[str]
+    share: Sequence[Claimed]
+
+
+class SystemdLauncher:
+    """Starts transient units of one manager, ``system`` or ``user``."""
+
+    def __init__(self, *, db: str, home: str, manager: manager.Manager) -> None:
+        self._db = db
+        self._home = home
+        self._manager = manager
+
+    def launch(self, claimed: Sequence[Claimed]) -> list[LaunchFailure]:
+        """See `Launcher`."""
+        require_unlocked("launching runs")
+        failures = [failure for one in claimed if (failure := _refusal(one, self._manager))]
+        refused = {failure.run_id for failure in failures}
+        orders = list(self._orders([one for one in claimed if one.run.run_id not in refused]))
+        for order, complaint in self._carry_out(orders):
+            failures += [_failure(one, complaint) for one in order.share]
+        return failures
+
+    def _orders(self, claimed: Sequence[Claimed]) -> Iterator[Order]:
+        calls = [one for one in claimed if isinstance(one.action, HttpAction)]
+        for begin in range(0, len(calls), LARGEST_POOL):
+            yield self._pool(calls[begin : begin + LARGEST_POOL])
+        for one in claimed:
+            if isinstance(one.action, CommandAction):
+                yield self._command(one, one.action)
+
+    def _pool(self, share: Sequence[Claimed]) -> Order:
+        first = share[0].run
+        unit = http_unit(first.run_id, first.claim_no)
+        claims = [f"{one.run.run_id}:{one.run.claim_no}" for one in share]
+        properties = [f"TimeoutStopSec={STOP_GRACE_SEC:.0f}", "NoNewPrivileges=yes", "UMask=0077"]
+        command = [*_python("carolctl.runner"), "http", *claims]
+        environment = self._told() | {"CAROL_DATA_DIR": self._home, "CAROL_UNIT": unit}
+        about = f"carolctl: HTTP runs {', '.join(claims)}"
+        arguments = self._arguments(unit, about, environment, properties, command)
+        return Order(unit=unit, arguments=arguments, share=share)
+
+    def _command(self, one: Claimed, action: CommandAction) -> Order:
+        run = one.run
+        unit = run_unit(run.run_id, run.claim_no)
+        environment = self._told() | {
+            "CAROL_DATA_DIR": self._home,
+            "CAROL_RUN_ID": str(run.run_id),
+            "CAROL_CLAIM": str(run.claim_no),
+            "CAROL_JOB_ID": run.job_id,
+            "CAROL_RESULT_FILE": os.path.join(self._home, "results", f"{run.run_id}-{run.claim_no}.json"),
+        }
+        if run.max_turns is not None:
+            environment["CAROL_MAX_TURNS"] = str(run.max_turns)
+        if action.run_as is not None:
+            environment |= of_another_user(unit)
+        arguments = self._arguments(
+            unit,
+            f"carolctl: run {run.run_id} of {run.job_id}",
+            environment,
+            [*self._of_run(one, unit), *properties_of(action, unit)],
+            carried(action),
+        )
+        return Order(unit=unit, arguments=arguments, share=[one])
+
+    def _of_run(self, one: Claimed, unit: str) -> list[str]:
+        run, python = one.run, _python("carolctl.unit_hook")
+        hook = {
+            name: command_line([*python, name, str(run.run_id), str(run.claim_no), self._home])
+            for name in ("start", "finish")
+        }
+        return [
+            # The manager finds a failing exec, and says by ActiveEnterTimestamp whether there was one.
+            "Type=exec",
+            # Without the prefix "+": systemd 252 forgets a hook that has one at the next daemon-reload.
+            f"ExecCondition={hook['start']}",
+            f"ExecStopPost={hook['finish']}",
+            f"RuntimeMaxSec={_left_ms(one)}ms",
+            f"TimeoutStopSec={STOP_GRACE_SEC:.0f}",
+            "IgnoreSIGPIPE=no",
+            f"LogExtraFields=CAROL_RUN_ID={run.run_id}",
+            f"LogExtraFields=CAROL_JOB_ID={run.job_id}",
+        ]
+
+    def _told(self) -> dict[str, str]:
+        """What hooks and runners must know, none of it secret: the settings that the launch was made under."""
+        told = {name: os.environ[name] for name in _SETTINGS if name in os.environ}
+        planner = places.planner_db()
+        told |= {"CAROL_PLANNER_DB": planner} if planner else {}
+        return told | {"CAROL_SCHEDULER_DB": self._db, "CAROL_LAUNCHER": "systemd"}
+
+    def _arguments(
+        self,
+        unit: str,
+        about: str,
+        environment: Mapping[str, str],
+        properties: Sequence[str],
+        command: Sequence[str],
+    ) -> list[str]:
+        return [
+            "systemd-run",
+            *manager.option(self._manager),
+            "--quiet",
+            "--no-block",
+            "--no-ask-password",
+            "--collect",
+            f"--unit={unit}",
+            f"--slice={SLICE}",
+            f"--description={about}",
+            *(f"--setenv={name}={value}" for name, value in environment.items()),
+            *(
+                f"--property={text}"
+                for text in (f"SyslogIdentifier={unit.removesuffix('.service')}", *properties)
+            ),
+            "--",
+            *(doubled(word) for word in command),
+        ]
+
+    def _carry_out(self, orders: Sequence[Order]) -> list[tuple[Order, str]]:
+        """Start the units, a few at a time; those that were surely refused, and why."""
+        handover.leave([order.unit for order in orders], self._home)
+        environment = manager.environment(os.environ)
+        if len(orders) > _AT_ONCE:
+            with self._gate(environment) as gate:
+                return self._start(orders, environment, [f"--property=After={gate}"] if gate else [])
+        return self._start(orders, environment, [])
+
+    @contextmanager
+    def _gate(self, environment: Mapping[str, str]) -> Iterator[str | None]:
+        """A unit that others are started after, as long as the block lasts: their hooks would slow the launch down.
+
+        It waits for a lock that we hold: should we die, it opens by itself. None: there is no gate.
+        """
+        unit = gate_unit(os.getpid(), time.monotonic_ns())
+        path = os.path.join(self._home, "launch.gate")
+        words = ["flock", "--timeout", str(_GATE_SEC), path, "true"]
+        order = Order(unit, self._arguments(unit, "carolctl: gate", {}, ["Type=oneshot"], words), [])
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError:
+            yield None
+            return
+        try:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            gate = _begin(order, environment)
+            closed = not isinstance(gate, str) and not gate.communicate()[1] and gate.returncode == 0
+            yield unit if closed else None
+        finally:
+            os.close(lock)
+
+    def _start(
+        self, orders: Sequence[Order], environment: Mapping[str, str], more: Sequence[str]
+    ) -> list[tuple[Order, str]]:
+        refused: list[tuple[Order, str]] = []
+        waiting = list(reversed(orders))
+        under_way: list[tuple[Order, subprocess.Popen[bytes] | str]] = []
+        while waiting or under_way:
+            while waiting and len(under_way) < _AT_ONCE:
+                order = waiting.pop()
+                under_way.append((order, _begin(order, environment, more)))
+            order, launch = under_way.pop(0)
+            if complaint := self._refused(order, launch):
+                refused.append((order, complaint))
+        return refused
+
+    def _refused(self, order: Order, launch: subprocess.Popen[bytes] | str) -> str | None:
+        """Why the unit was surely not started; None where it was, or where nobody can tell: a sweep will see."""
+        if isinstance(launch, str):
+            return launch
+        try:
+            complaint = launch.communicate(timeout=_LAUNCH_SEC)[1].decode("utf-8", "replace").strip()
+        except subprocess.TimeoutExpired:
+            launch.kill()
+            launch.communicate()
+            return None
+        failpoint("launcher-after-spawn")
+        if launch.returncode == 0 or any(words in complaint for words in _NO_VERDICT):
+            return None
+        # Refused, because it is there already: another launch of the same claim was first.
+        there = manager.properties(self._manager, order.unit, "LoadState").get("LoadState")
+        return f"systemd-run: {complaint[-300:]}" if there == "not-found" else None
+
+
+def _begin(
+    order: Order, environment: Mapping[str, str], more: Sequence[str] = ()
+) -> subprocess.Popen[bytes] | str:
+    program, *arguments = order.arguments
+    try:
+        return subprocess.Popen(
+            # Byte for byte, whatever the locale is.
+            [word.encode("utf-8", "surrogateescape") for word in (program, *more, *arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=dict(environment),
+        )
+    except (OSError, ValueError) as problem:
+        why = problem.strerror if isinstance(problem, OSError) else problem
+        return f"systemd-run could not be started: {why}"
+
+
+def _left_ms(one: Claimed) -> int:
+    """What is left of the lease; a unit that starts after it is turned away by its start hook."""
+    run = one.run
+    elapsed = policy.elapsed_ms(
+        run, now=clock.now(), boottime_ms=clock.boottime_ms(), boot_id=clock.boot_id()
+    )
+    assert run.lease_expires_at is not None
+    assert run.slot_claimed_at is not None
+    return max(1, run.lease_expires_at - run.slot_claimed_at - elapsed)
+
+
+def _python(module: str) -> list[str]:
+    return [os.path.abspath(sys.executable), "-I", "-m", module]
+
+
+# -- what is asked for a command ---------------------------------------------------------------------------
+
+
+def of_another_user(unit: str) -> dict[str, str]:
+    """Where a command of another user, who may not enter our data home, leaves its result and its events."""
+    folder = os.path.join("/run", runtime_directory(unit))
+    return {"CAROL_DATA_DIR": folder, "CAROL_RESULT_FILE": os.path.join(folder, "result.json")}
+
+
+def runtime_directory(unit: str) -> str:
+    """The folder under /run that such a unit has for as long as it lives."""
+    return unit.removesuffix(".service")
+
+
+def properties_of(action: CommandAction, unit: str) -> list[str]:
+    """The properties of the unit that the job's own options ask for."""
+    said = {
+        "User": action.run_as,
+        # The hooks are ours all the same.
+        "PermissionsStartOnly": "yes" if action.run_as else None,
+        "WorkingDirectory": action.working_directory,
+        "EnvironmentFile": action.environment_file,
+        "MemoryMax": action.memory_max,
+        "CPUQuota": action.cpu_quota,
+        "NoNewPrivileges": "yes" if action.sandbox else None,
+        "RuntimeDirectory": runtime_directory(unit) if action.run_as else None,
+        "RuntimeDirectoryMode": "0700" if action.run_as else None,
+    }
+    given = [f"{name}={value}" for name, value in said.items() if value is not None]
+    return given + [f"LoadCredential={one}" for one in action.load_credential]
+
+
+def _refusal(one: Claimed, manager_: manager.Manager) -> LaunchFailure | None:
+    """Why a run cannot be launched at all: what systemd would only find when nobody listens any more."""
+    action = one.action
+    if isinstance(action, HttpAction):
+        return None
+    if action is None or not action.argv:
+        return _failure(one, "the job has no command to run")
+    if action.run_as is not None and manager_ != "system":
+        return _failure(one, "--run-as needs the system manager: run the tick as root")
+    if action.run_as is not None and not _is_user(action.run_as):
+        return _failure(one, f"no such user: {action.run_as}")
+    for name, path in (("folder", action.working_directory), ("file", action.environment_file)):
+        if path is not None and _is_surely_missing(path):
+            return _failure(one, f"no such {name}: {path[:200]}")
+    if action.run_as is not None and action.environment_file is not None:
+        return _untrusted(one, action.environment_file)
+    return None
+
+
+def _untrusted(one: Claimed, path: str) -> LaunchFailure | None:
+    """Our privileged hooks get the variables of the file as well: nobody else may write them."""
+    try:
+        facts = os.stat(path)
+        sound = facts.st_uid in (0, os.geteuid()) and not facts.st_mode & 0o022
+    except OSError:
+        sound = False
+    message = f"{path[:200]} must belong to root and be writable by nobody else, for a job with --run-as"
+    return None if sound else _failure(one, message)
+
+
+def _is_user(name: str) -> bool:
+    import pwd
+
+    if name.isdecimal():
+        return True
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _is_surely_missing(path: str) -> bool:
+    """Gone for the unit as well: a tick with a private /tmp does not see everybody's."""
+    if path.startswith(("/tmp/", "/var/tmp/")):  # noqa: S108
+        return False
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _failure(one: Claimed, message: str) -> LaunchFailure:
+    return LaunchFailure(run_id=one.run.run_id, claim_no=one.run.claim_no, message=message)
+
+
+# -- words for systemd -------------------------------------------------------------------------------------
+
+
+def doubled(word: str) -> str:
+    """A word of a command line as systemd has to be given it to pass it on as it is; ``%`` is left alone."""
+    return word.replace("$", "$$")
+
+
+def command_line(words: Sequence[str]) -> str:
+    """A whole command as the value of ExecCondition= and its like, every word quoted."""
+    return " ".join(f'"{_escaped(doubled(word))}"' for word in words)
+
+
+def _escaped(word: str) -> str:
+    plain = word.replace("\\", "\\\\").replace('"', '\\"')
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in plain)

@@ -1,0 +1,557 @@
+"""Runs as units of a real systemd: started once, ended and recorded in every way that there is."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.systemd.boot import CAROL, PYTHON, USER, Machine
+
+HOME = "/var/lib/carolctl-launcher"
+ENV = {"CAROL_DATA_DIR": HOME, "CAROL_LAUNCHER": "systemd", "SCHEDULE_MAX_CONCURRENT": "60"}
+_SLOW = 30.0
+
+
+class Place:
+    """One data home inside the machine, of root or of the ordinary user."""
+
+    def __init__(self, machine: Machine, env: dict[str, str], user: str | None = None) -> None:
+        self.machine, self.env, self.user = machine, env, user
+        self._jobs = 0
+
+    def carol(self, *words: str, check: bool = True, **env: str) -> Any:
+        """What a command says as JSON; with `check` off, whatever it says."""
+        done = self.machine.run(
+            CAROL, *words, *_json(words), check=check, env=self.env | env, user=self.user, timeout=60
+        )
+        return json.loads(done.stdout) if done.stdout.startswith(("{", "[")) else done
+
+    def job(self, *words: str) -> str:
+        """Add a job that only fires by hand; its id."""
+        self._jobs += 1
+        job_id = f"job{self._jobs}-{time.monotonic_ns()}"
+        options, command = words[: words.index("--")], words[words.index("--") :]
+        self.carol("add-job", job_id, "--manual", "--json", *options, *command)
+        return job_id
+
+    def launch(self, *words: str) -> int:
+        """Run a new job of these words; the id of its run."""
+        return int(self.carol("run-job", self.job(*words))["run_id"])
+
+    def run(self, run_id: int) -> dict[str, Any]:
+        """The row of a run."""
+        shown: dict[str, Any] = self.carol("show-run", str(run_id))
+        return shown
+
+    def until(self, run_id: int, *statuses: str) -> dict[str, Any]:
+        """The row of a run as soon as it has one of the statuses."""
+        deadline = time.monotonic() + _SLOW
+        while (row := self.run(run_id))["status"] not in statuses:
+            assert time.monotonic() < deadline, row
+            time.sleep(0.05)
+        return row
+
+    def polite(self, *options: str) -> int:
+        """Launch a command that ends at SIGTERM with exit status 0; its run, as soon as it is able to."""
+        run_id = self.launch(*options, "--", "sh", "-c", _POLITE)
+        self.until(run_id, "running")
+        self.machine.sh(f"until test -e /srv/ready-{run_id}; do sleep 0.05; done")
+        return run_id
+
+    def ended(self, *words: str) -> dict[str, Any]:
+        """The row of a run of a new job of these words, after its end; a failed launch counts as one."""
+        self.carol("run-job", job := self.job(*words), check=False)
+        [row] = self.carol("list-runs", "--job", job)["runs"]
+        return self.until(row["run_id"], "completed", "failed", "cancelled")
+
+
+def _json(words: tuple[str, ...]) -> tuple[str, ...]:
+    return () if "--json" in words else ("--json",)
+
+
+@pytest.fixture(scope="module")
+def place(machine: Machine) -> Iterator[Place]:
+    """Root's data home, with the system manager."""
+    place = Place(machine, ENV)
+    place.job("--", "true")
+    yield place
+    machine.run("systemctl", "stop", "carolctl.slice", check=False)
+
+
+def unit(run_id: int, claim: int = 1) -> str:
+    return f"carolctl-run-{run_id}-{claim}.service"
+
+
+def how(row: dict[str, Any]) -> tuple[str, str | None, int | None]:
+    return row["status"], row["failure_reason"], row["exit_status"]
+
+
+# -- every kind of end -----------------------------------------------------------------------------------------
+
+_POLITE = 'trap "exit 0" TERM; touch /srv/ready-$CAROL_RUN_ID; while :; do sleep 0.1; done'
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "reason", "exit_status"),
+    [
+        (("--", "true"), "completed", None, 0),
+        (("--", "sh", "-c", "exit 7"), "failed", "exit_nonzero", 7),
+        (("--", "sh", "-c", "sleep 0.1; exit 203"), "failed", "exit_nonzero", 203),
+        (("--", "sh", "-c", "kill -KILL $$"), "failed", "killed", 137),
+        (("--", "sh", "-c", "kill -TERM $$"), "failed", "killed", 143),
+        (("--", "sh", "-c", "ulimit -c 0; kill -SEGV $$"), "failed", "killed", 139),
+        (("--max-run-duration", "1s", "--", "sleep", "60"), "failed", "lease_expired", 143),
+        (("--max-run-duration", "2s", "--", "sh", "-c", _POLITE), "failed", "lease_expired", 0),
+        (("--", "sh", "-c", "setsid sleep 60 & exit 0"), "completed", None, 0),
+        (("--", "sh", "-c", 'echo \'{"failure_reason":"auth_failed"}\' >"$CAROL_RESULT_FILE"'),
+         "failed", "auth_failed", 0),
+        (("--", "/no/such/program"), "failed", "launch_failed", None),
+        (("--", "/etc/passwd"), "failed", "launch_failed", 203),
+        (("--run-as", "nobody-at-all", "--", "true"), "failed", "launch_failed", None),
+        (("--working-directory", "/no/such/folder", "--", "true"), "failed", "launch_failed", None),
+        (("--environment-file", "/no/such/file", "--", "true"), "failed", "launch_failed", None),
+        (("--load-credential", "key:/no/such/file", "--", "true"), "failed", "launch_failed", 243),
+    ],
+)  # fmt: skip
+def test_every_end_of_a_command_is_recorded_with_its_class(
+    place: Place, words: tuple[str, ...], status: str, reason: str | None, exit_status: int | None
+) -> None:
+    assert how(place.ended(*words)) == (status, reason, exit_status)
+
+
+def test_a_command_that_is_stopped_by_an_operator_counts_as_aborted_however_politely_it_ends(
+    place: Place,
+) -> None:
+    run_id = place.polite()
+    place.machine.run("systemctl", "stop", unit(run_id))
+    assert how(place.run(run_id)) == ("failed", "aborted", 0)
+
+
+def test_a_command_that_is_cancelled_is_stopped_and_then_its_slot_is_freed(place: Place) -> None:
+    run_id = place.polite()
+    assert place.carol("cancel-run", str(run_id)) == {"cancelled": [], "stopping": [run_id]}
+    assert place.until(run_id, "cancelled")["failure_reason"] is None
+
+
+def test_a_user_folder_or_file_that_is_only_missed_by_systemd_is_launched_three_times_and_then_given_up(
+    place: Place,
+) -> None:
+    run_id = place.launch("--working-directory", "/tmp/no/such/folder", "--", "true")
+    started = time.time() + 1
+    for minute in range(1, 5):
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started + 61 * minute))
+        time.sleep(0.3)
+        place.carol("tick", CAROL_NOW=now)
+    row = place.run(run_id)
+    assert (row["failure_reason"], row["launches"], row["claim_no"]) == ("launch_failed", 3, 3)
+
+
+# -- what reaches the command ----------------------------------------------------------------------------------
+
+_HOSTILE = [
+    "$HOME", "${PATH}", "$$", "a$", "%n %h %%", "%", "'", '"', "\\", "\\n", "new\nline", "\t", "", " ", ";", "; rm",
+    "*", "ümläut", "日本", "--", "-p", "@x", "+x", "!x", "#", "\x01", "\x7f",
+]  # fmt: skip
+_SAY = "import os, sys; print([os.fsencode(word).hex() for word in sys.argv[1:]])"
+
+
+def test_arguments_reach_the_command_byte_for_byte(place: Place) -> None:
+    row = place.ended("--", "python3", "-c", _SAY, *_HOSTILE)
+    said = place.carol("logs", str(row["run_id"]))["text"]
+    assert said.strip() == str([word.encode().hex() for word in _HOSTILE])
+
+
+def test_a_reload_before_the_command_is_run_spoils_no_argument(place: Place) -> None:
+    job_id = place.job("--", "python3", "-c", _SAY, *_HOSTILE)
+    # The start hook waits for the lock, and the command for the hook.
+    claim = (
+        "from carolctl.run_now import run_now\n"
+        "from carolctl.session import open_session\n"
+        "from carolctl.launch import choose_configured\n"
+        "import sqlite3, subprocess, time\n"
+        "session = open_session()\n"
+        f"one = run_now(session, {job_id!r}, force=True, reason='test', requester=None)\n"
+        "db = sqlite3.connect(session.store.path, isolation_level=None)\n"
+        "db.execute('BEGIN IMMEDIATE')\n"
+        "assert choose_configured().launch([one]) == []\n"
+        "time.sleep(0.5)\n"
+        "subprocess.run(['systemctl', 'daemon-reload'], check=True)\n"
+        "db.execute('ROLLBACK')\n"
+    )
+    place.machine.run(PYTHON, "-I", "-c", claim, env=place.env)
+    [row] = place.carol("list-runs", "--job", job_id)["runs"]
+    row = place.until(row["run_id"], "completed", "failed")
+    said = place.carol("logs", str(row["run_id"]))["text"]
+    assert said.strip() == str([word.encode().hex() for word in _HOSTILE])
+
+
+def test_bytes_that_are_no_utf_8_reach_the_command(place: Place) -> None:
+    script = f"job=$({CAROL} add-job raw --manual -- python3 -c '{_SAY}' $'\\xff\\xfe$x') && {CAROL} run-job raw --wait"
+    exports = " ".join(f"{name}={value}" for name, value in ENV.items())
+    place.machine.sh(f"export {exports}; {script}")
+    [row] = place.carol("list-runs", "--job", "raw")["runs"]
+    assert place.carol("logs", str(row["run_id"]))["text"].strip() == "['fffe2478']"
+
+
+def test_a_command_is_told_about_its_run_and_nothing_else_of_ours_is_left_of_it(place: Place) -> None:
+    row = place.ended("--max-turns", "9", "--", "sh", "-c", "env | grep ^CAROL_ | sort; sleep 0.3")
+    said = place.carol("logs", str(row["run_id"]))["text"].splitlines()
+    assert f"CAROL_RUN_ID={row['run_id']}" in said
+    assert {
+        "CAROL_CLAIM=1",
+        f"CAROL_JOB_ID={row['job_id']}",
+        "CAROL_MAX_TURNS=9",
+        f"CAROL_DATA_DIR={HOME}",
+    } <= {*said}
+    assert row["pid"] is None
+    assert row["unit"] == unit(row["run_id"])
+
+
+def test_no_process_of_ours_lives_while_a_command_runs(place: Place) -> None:
+    run_id = place.launch("--", "sleep", "60")
+    place.until(run_id, "running")
+    cgroup = place.machine.show(unit(run_id), "ControlGroup", "TasksCurrent")["ControlGroup"]
+    time.sleep(0.3)
+    processes = place.machine.sh("ps -eo pid,args --no-headers")
+    ours = [line for line in processes.splitlines() if "carolctl" in line]
+    assert ours == [], processes
+    assert "sleep 60" in processes
+    assert cgroup == f"/carolctl.slice/{unit(run_id)}"
+    place.carol("cancel-run", str(run_id))
+    place.until(run_id, "cancelled")
+
+
+def test_a_job_of_another_user_leaves_its_result_and_its_events(place: Place) -> None:
+    script = (
+        f'echo "$(id -un)"; {CAROL} emit "$CAROL_RUN_ID" --kind turns --turns 4; {CAROL} emit 1 --kind progress;'
+        ' echo \'{"turns": 5, "summary": "mine"}\' >"$CAROL_RESULT_FILE"'
+    )
+    row = place.ended("--run-as", USER, "--", "sh", "-c", script)
+    assert (row["status"], row["turn_count"], row["result_summary"]) == ("completed", 5, "mine")
+    assert place.carol("logs", str(row["run_id"]))["text"].splitlines()[0] == USER
+    place.carol("tick")
+    assert [event["turns"] for event in place.run(row["run_id"])["events"]] == [4]
+    assert place.run(1)["events"] == [], "an event about somebody else's run"
+    assert place.machine.run("ls", f"/run/carolctl-run-{row['run_id']}-1", check=False).returncode != 0
+
+
+def test_options_of_a_job_become_properties_of_its_unit(place: Place) -> None:
+    run_id = place.launch(
+        "--memory-max", "256M", "--cpu-quota", "50%", "--working-directory", "/usr", "--no-sandbox", "--", "sleep", "60"
+    )  # fmt: skip
+    place.until(run_id, "running")
+    shown = place.machine.show(
+        unit(run_id), "MemoryMax", "CPUQuotaPerSecUSec", "WorkingDirectory", "NoNewPrivileges", "Slice"
+    )
+    assert shown == {
+        "MemoryMax": "268435456",
+        "CPUQuotaPerSecUSec": "500ms",
+        "WorkingDirectory": "/usr",
+        "NoNewPrivileges": "no",
+        "Slice": "carolctl.slice",
+    }
+    place.carol("cancel-run", str(run_id))
+    place.until(run_id, "cancelled")
+
+
+# -- started once, and left alone ------------------------------------------------------------------------------
+
+
+def test_twenty_launches_of_one_run_at_once_start_it_once(place: Place) -> None:
+    counted = "/srv/counted"
+    place.machine.sh(f"rm -f {counted}")
+    job_id = place.job("--", "sh", "-c", f"echo x >>{counted}; sleep 1")
+    again = (
+        "import sys\n"
+        "from carolctl import clock\n"
+        "from carolctl.launch import choose_configured\n"
+        "from carolctl.run_now import run_now\n"
+        "from carolctl.session import open_session\n"
+        "import os\n"
+        "session = open_session()\n"
+        f"one = run_now(session, {job_id!r}, force=True, reason='test', requester=None)\n"
+        "for _ in range(20):\n"
+        "    if os.fork() == 0:\n"
+        "        print(choose_configured().launch([one]), flush=True)\n"
+        "        os._exit(0)\n"
+        "for _ in range(20):\n"
+        "    os.wait()\n"
+    )
+    said = place.machine.run(PYTHON, "-I", "-c", again, env=place.env).stdout
+    [row] = place.carol("list-runs", "--job", job_id)["runs"]
+    assert place.until(row["run_id"], "completed", "failed")["status"] == "completed"
+    assert place.machine.sh(f"cat {counted}") == "x\n"
+    assert said.count("[]") == 20
+
+
+@pytest.mark.parametrize("verb", ["daemon-reload", "daemon-reexec"])
+def test_a_reload_of_the_manager_leaves_a_run_alone_and_its_end_is_known(place: Place, verb: str) -> None:
+    run_id = place.launch("--", "sh", "-c", "sleep 1; exit 3")
+    place.until(run_id, "running")
+    place.machine.run("systemctl", verb)
+    assert place.carol("tick")["reaped"] == []
+    assert how(place.until(run_id, "failed")) == ("failed", "exit_nonzero", 3)
+
+
+def test_a_unit_that_vanished_without_a_word_is_lost_at_the_next_tick(place: Place) -> None:
+    run_id = place.launch("--", "sleep", "60")
+    place.until(run_id, "running")
+    # The hook that would have told is taken away.
+    place.machine.sh(
+        f"sed -i /ExecStopPost/d /run/systemd/transient/{unit(run_id)}; systemctl daemon-reload;"
+        f" systemctl stop {unit(run_id)}"
+    )
+    assert place.run(run_id)["status"] == "running"
+    assert place.carol("tick")["reaped"] == [run_id]
+    assert place.run(run_id)["failure_reason"] == "process_lost"
+
+
+@pytest.mark.parametrize(
+    ("point", "soon", "in_the_end"),
+    [
+        ("unit-before-start", ("failed", "launch_failed"), ("failed", "launch_failed")),
+        ("unit-after-start", ("failed", "launch_failed"), ("failed", "launch_failed")),
+        ("unit-before-finish", ("running", None), ("failed", "process_lost")),
+        ("finish-settled", ("running", None), ("failed", "process_lost")),
+        ("unit-recorded", ("completed", None), ("completed", None)),
+    ],
+)
+def test_a_hook_that_is_killed_loses_no_run_and_runs_none_twice(
+    place: Place, point: str, soon: tuple[str, str | None], in_the_end: tuple[str, str | None]
+) -> None:
+    place.machine.sh("rm -f /srv/marks")
+    job_id = place.job("--", "sh", "-c", "echo x >>/srv/marks")
+    run_id = place.carol("run-job", job_id, CAROL_FAILPOINT=f"{point}:kill")["run_id"]
+    place.machine.sh(f"while systemctl list-units --all | grep -q {unit(run_id)}; do sleep 0.05; done")
+    assert (place.run(run_id)["status"], place.run(run_id)["failure_reason"]) == soon
+    place.carol("tick")
+    assert (place.run(run_id)["status"], place.run(run_id)["failure_reason"]) == in_the_end
+    marks = place.machine.run("cat", "/srv/marks", check=False).stdout
+    assert marks == ("" if "start" in point else "x\n")
+
+
+def test_a_run_that_ends_while_the_database_is_locked_comes_home_by_the_spool(place: Place) -> None:
+    run_id = place.launch("--", "sh", "-c", "sleep 0.5; exit 4")
+    place.until(run_id, "running")
+    lock = (
+        "import sqlite3, time\n"
+        f"db = sqlite3.connect('{HOME}/scheduler.db', isolation_level=None)\n"
+        "db.execute('BEGIN IMMEDIATE'); time.sleep(7.5)\n"
+    )
+    place.machine.run(PYTHON, "-I", "-c", lock)
+    place.machine.sh(
+        f"for n in $(seq 50); do test -e {HOME}/spool/new/finish-{run_id}-1.json && exit; sleep 0.1; done; exit 1"
+    )
+    place.carol("tick")
+    assert how(place.run(run_id)) == ("failed", "exit_nonzero", 4)
+
+
+# -- many at once ----------------------------------------------------------------------------------------------
+
+_MANY = 50
+_BARE = f"""
+import subprocess, time
+began = time.monotonic()
+for n in range({_MANY}):
+    subprocess.run(["systemd-run", "--quiet", "--no-block", f"--unit=bare-{{time.monotonic_ns()}}", "true"], check=True)
+print(time.monotonic() - began)
+"""
+
+
+def test_fifty_commands_of_one_tick_are_launched_about_as_fast_as_systemd_starts_fifty_units(
+    machine: Machine,
+) -> None:
+    many = Place(machine, ENV | {"CAROL_DATA_DIR": "/var/lib/carolctl-many"})
+    words = "['add-job', f'many{n}', '--every', '1d', '--', 'true']"
+    script = f"from carolctl.cli import entry\nfor n in range({_MANY}): entry.run({words})"
+    machine.run(PYTHON, "-I", "-c", script, env=many.env)
+    ratios = []
+    for day in (1, 2, 3):
+        bare = float(machine.run(PYTHON, "-I", "-c", _BARE).stdout)
+        machine.sh("while systemctl list-units --all --no-legend 'bare-*' | grep -q .; do sleep 0.1; done")
+        then = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + day * 86_400 + 60))
+        began = time.monotonic()
+        report = many.carol("tick", CAROL_NOW=then)
+        ratios.append((time.monotonic() - began) / bare)
+        assert len(report["launched"]) == _MANY
+        many.until(report["launched"][-1], "completed")
+        machine.sh("while systemctl list-units --no-legend 'carolctl-run-*' | grep -q .; do sleep 0.1; done")
+        ended = many.carol("list-runs", "--limit", str(_MANY))["runs"]
+        assert {row["status"] for row in ended} == {"completed"}
+        if ratios[-1] <= 1.3:
+            break
+    print(f"ratios: {ratios}")
+    assert min(ratios) <= 1.3, ratios
+
+
+# -- HTTP ------------------------------------------------------------------------------------------------------
+
+_ENDPOINT = """
+import http.server, json, time
+class Endpoint(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        time.sleep(float(self.path[1:] or 0))
+        body = json.dumps({"turns": len(self.headers.get("X-Token", ""))}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", 8099), Endpoint).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def endpoint(machine: Machine) -> Iterator[str]:
+    """An endpoint that answers after as many seconds as its path says, with the length of the token as turns."""
+    machine.write("/srv/endpoint.py", _ENDPOINT)
+    machine.run("systemd-run", "--quiet", "--unit=endpoint", "python3", "/srv/endpoint.py")
+    machine.sh("until (echo >/dev/tcp/127.0.0.1/8099) 2>/dev/null; do sleep 0.05; done")
+    yield "http://127.0.0.1:8099"
+    machine.run("systemctl", "stop", "endpoint", check=False)
+
+
+def _calls(place: Place, endpoint: str, *paths: str) -> list[int]:
+    """Jobs that call those paths, fired together by one tick; their runs."""
+    secret = ("--header", "X-Token: ${env:TOKEN}")
+    names = [f"call-{path}-{time.monotonic_ns()}" for path in paths]
+    for name, path in zip(names, paths, strict=True):
+        place.carol("add-job", name, "--every", "1d", "--url", f"{endpoint}/{path}", *secret)
+    tomorrow = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 86_400 + 5))
+    launched: list[int] = place.carol("tick", CAROL_NOW=tomorrow, TOKEN="four")["launched"]
+    assert len(launched) == len(paths)
+    return launched
+
+
+def test_http_runs_that_are_launched_together_share_a_unit_which_is_told_no_secret(
+    place: Place, endpoint: str
+) -> None:
+    quick, slow = _calls(place, endpoint, "0", "20")
+    assert place.until(quick, "completed", "failed")["turn_count"] == len("four")
+    row = place.until(slow, "running")
+    assert row["unit"].startswith("carolctl-http-")
+    assert row["unit"] == place.run(quick)["unit"]
+    assert "four" not in place.machine.run("systemctl", "show", row["unit"]).stdout
+    assert place.machine.sh(f"ls -A {HOME}/units") == ""
+    assert place.carol("monitor")[0]["liveness"] == "alive"
+    place.machine.run("systemctl", "kill", "--signal=KILL", row["unit"])
+    place.machine.sh(f"while systemctl is-active --quiet {row['unit']}; do sleep 0.05; done")
+    place.carol("tick")
+    assert place.run(slow)["failure_reason"] == "outcome_unknown"
+
+
+def test_an_http_run_is_cancelled_by_a_word_to_its_pool(place: Place, endpoint: str) -> None:
+    [slow] = _calls(place, endpoint, "20")
+    place.until(slow, "running")
+    place.carol("cancel-run", str(slow))
+    assert place.until(slow, "cancelled")["status"] == "cancelled"
+
+
+# -- logs ------------------------------------------------------------------------------------------------------
+
+
+def test_logs_come_from_the_journal_without_a_word_of_ours(place: Place) -> None:
+    row = place.ended("--", "sh", "-c", "echo out; echo err >&2; exit 5")
+    assert place.carol("logs", str(row["run_id"]))["text"] == "out\nerr\n"
+    told = place.machine.journal("-t", "carolctl", f"CAROL_RUN_ID={row['run_id']}", "-p", "warning")
+    assert told == f"run={row['run_id']} claim=1 job={row['job_id']} failed exit_nonzero\n"
+
+
+def test_logs_follow_a_run_to_its_end(place: Place) -> None:
+    run_id = place.launch("--", "sh", "-c", "for n in 1 2 3; do echo line $n; sleep 0.4; done")
+    done = place.machine.run(CAROL, "logs", str(run_id), "--follow", env=place.env)
+    assert done.stdout == "line 1\nline 2\nline 3\n"
+
+
+# -- an ordinary user ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lingering(machine: Machine) -> Iterator[Place]:
+    """The ordinary user's data home, with a manager of its own."""
+    machine.run("loginctl", "enable-linger", USER)
+    machine.sh(
+        "for n in $(seq 100); do test -S /run/user/4242/systemd/private && exit; sleep 0.1; done; exit 1"
+    )
+    yield Place(machine, {"SCHEDULE_MAX_CONCURRENT": "60"}, USER)
+    machine.run("loginctl", "disable-linger", USER)
+    machine.sh("while systemctl is-active --quiet user@4242; do sleep 0.1; done")
+
+
+def test_without_a_manager_a_user_is_told_about_linger(machine: Machine) -> None:
+    own = Place(machine, {"CAROL_LAUNCHER": "systemd", "CAROL_DATA_DIR": f"/home/{USER}/other"}, USER)
+    job = own.job("--", "true")
+    done = own.carol("run-job", job, check=False)
+    assert done.returncode == 69
+    assert "loginctl enable-linger" in done.stderr
+
+
+def test_the_same_ends_are_recorded_under_the_manager_of_a_user(lingering: Place) -> None:
+    row = lingering.ended("--", "sh", "-c", "echo mine; exit 7")
+    assert how(row) == ("failed", "exit_nonzero", 7)
+    assert row["unit"] == unit(row["run_id"])
+    assert lingering.carol("logs", str(row["run_id"]))["text"] == "mine\n"
+    assert how(lingering.ended("--max-run-duration", "1s", "--", "sleep", "60")) == (
+        "failed",
+        "lease_expired",
+        143,
+    )
+    assert lingering.ended("--run-as", "root", "--", "true")["failure_reason"] == "launch_failed"
+
+
+def test_root_does_not_take_the_runs_of_a_user_for_dead(lingering: Place) -> None:
+    run_id = lingering.launch("--", "sleep", "60")
+    lingering.until(run_id, "running")
+    root = Place(lingering.machine, {"CAROL_DATA_DIR": f"/home/{USER}/.local/state/carolctl"})
+    assert root.carol("reap") == {"leases": [], "lost": [], "orphans": []}
+    lingering.carol("cancel-run", str(run_id))
+    assert lingering.until(run_id, "cancelled")
+
+
+# -- the power ---- (last: it takes the machine down)
+
+
+@pytest.fixture
+def three(place: Place) -> Callable[[], list[int]]:
+    """Commands that run: a plain one, a polite one, an idempotent one that may be tried twice."""
+
+    def begin() -> list[int]:
+        runs = [
+            place.launch("--", "sleep", "100"),
+            place.polite("--max-attempts", "3"),
+            place.launch("--max-attempts", "3", "--idempotent", "--", "sleep", "100"),
+        ]
+        for run_id in runs:
+            place.until(run_id, "running")
+        return runs
+
+    return begin
+
+
+def test_an_orderly_reboot_is_recorded_as_aborted_and_only_an_idempotent_job_is_tried_again(
+    place: Place, three: Callable[[], list[int]]
+) -> None:
+    plain, polite, idempotent = three()
+    place.machine.reboot()
+    assert how(place.run(plain)) == ("failed", "aborted", 143)
+    assert how(place.run(polite)) == ("failed", "aborted", 0)
+    again = place.run(idempotent)
+    assert (again["status"], again["attempt"]) == ("queued", 2)
+    place.carol("cancel-run", str(idempotent))
+
+
+def test_after_a_power_failure_the_first_tick_finds_what_was_lost(
+    place: Place, three: Callable[[], list[int]]
+) -> None:
+    plain, polite, idempotent = three()
+    place.machine.kill()
+    place.machine.start()
+    assert place.run(plain)["status"] == "running"
+    assert place.carol("tick")["reaped"] == [plain, polite, idempotent]
+    assert [place.run(run_id)["failure_reason"] for run_id in (plain, polite)] == ["process_lost"] * 2
+    assert place.run(idempotent)["status"] == "queued"

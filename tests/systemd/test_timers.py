@@ -1,0 +1,442 @@
+"""The units as an operator installs them, under a real systemd: what fires, in which sandbox, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import planner
+from tests.systemd.boot import CAROL, PYTHON, UID, USER, Machine
+
+HOME = "/var/lib/carolctl"
+UNITS = "/etc/systemd/system"
+USER_HOME = f"/home/{USER}/.local/state/carolctl"
+_PATIENCE_SEC = 20
+PERIOD_SEC = 30
+
+
+def until(answer: Callable[[], Any], what: str, patience: float = _PATIENCE_SEC) -> Any:
+    """The first true answer."""
+    deadline = time.monotonic() + patience
+    while not (found := answer()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+    return found
+
+
+class Desk:
+    """An operator of the machine: root, or the ordinary user. No variable of ours is set."""
+
+    def __init__(self, machine: Machine, user: str | None = None) -> None:
+        self.machine = machine
+        self.user = user
+
+    def carol(self, *words: str, code: int = 0) -> Any:
+        """What a command says, as JSON; of one that fails what it says about that."""
+        done = self.machine.run(CAROL, *words, "--json", user=self.user, check=False)
+        assert done.returncode == code, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return json.loads(done.stdout or done.stderr)
+
+    def add(self, job: str, *words: str) -> None:
+        """Add a job, its command behind ``--``."""
+        done = self.machine.run(CAROL, "add-job", job, *words, user=self.user, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def systemctl(self, *words: str, code: int = 0) -> str:
+        """What systemctl prints."""
+        manager = ["--user"] if self.user else []
+        done = self.machine.run("systemctl", *manager, *words, user=self.user, check=False)
+        assert done.returncode == code, f"{words}: exit {done.returncode}\n{done.stderr}"
+        return done.stdout
+
+    def show(self, unit: str, *names: str) -> dict[str, str]:
+        return self.machine.show(unit, *names, user=self.user)
+
+    def last(self, job: str) -> dict[str, Any]:
+        """The newest run of a job; an empty row when there is none."""
+        runs = self.carol("list-runs", "--job", job)["runs"]
+        return runs[0] if runs else {}
+
+    def ended(self, job: str) -> dict[str, Any]:
+        """The newest run of a job, once it has ended."""
+        return until(lambda: (row := self.last(job)).get("completed_at") and row, f"{job} does not end")  # type: ignore[no-any-return]
+
+    def checks(self) -> dict[str, str]:
+        """The doctor's findings: status by name."""
+        done = self.machine.run(CAROL, "doctor", "--json", user=self.user, check=False)
+        return {one["name"]: one["status"] for one in json.loads(done.stdout)["checks"]}
+
+
+@pytest.fixture(scope="module")
+def root(machine: Machine) -> Iterator[Desk]:
+    """Root, who has just installed the timers. Ticks come every 30 seconds, or by hand."""
+    desk = Desk(machine)
+    desk.carol("install-timers")
+    yield desk
+    machine.run(CAROL, "uninstall-timers", "--system", check=False)
+
+
+@pytest.fixture(scope="module")
+def agent(machine: Machine) -> Iterator[Desk]:
+    """The ordinary user, who lingers and has just installed timers of their own."""
+    desk = Desk(machine, USER)
+    machine.run("loginctl", "enable-linger", USER)
+    until(lambda: _user_is_up(machine), "no manager of the user")
+    desk.carol("install-timers")
+    yield desk
+    machine.run(CAROL, "uninstall-timers", "--user", user=USER, check=False)
+
+
+def _user_is_up(machine: Machine) -> bool:
+    done = machine.run("systemctl", "--user", "is-system-running", user=USER, check=False)
+    return done.stdout.strip() in ("running", "degraded")
+
+
+@pytest.fixture
+def drop_in(root: Desk) -> Iterator[Callable[[str, str], None]]:
+    """``drop_in(unit, text)`` changes one of root's units as ``systemctl edit`` would; undone after the test."""
+    made: list[str] = []
+
+    def make(unit: str, text: str) -> None:
+        made.append(f"{UNITS}/{unit}.d")
+        root.machine.write(f"{made[-1]}/test.conf", text)
+        root.systemctl("daemon-reload")
+
+    yield make
+    root.machine.run("rm", "-rf", *made)
+    root.systemctl("daemon-reload")
+    root.machine.run("systemctl", "reset-failed", "carolctl*", check=False)
+
+
+@pytest.fixture
+def hog(root: Desk) -> Iterator[Callable[[], None]]:
+    """``hog()``: somebody takes the job store's write lock and keeps it, until ``systemctl stop hog``."""
+    lock = f"import sqlite3, time; c = sqlite3.connect('{HOME}/scheduler.db', timeout=0); c.execute('BEGIN IMMEDIATE')"
+    hold = [PYTHON, "-I", "-c", f"{lock}; time.sleep(600)"]
+
+    def begin() -> None:
+        root.machine.run("systemd-run", "--quiet", "--collect", "--unit=hog", *hold)
+        probe = (PYTHON, "-I", "-c", lock)
+        until(lambda: root.machine.run(*probe, check=False).returncode, "the hog has no lock")
+
+    yield begin
+    root.machine.run("systemctl", "stop", "hog.service", check=False)
+
+
+# -- installing ------------------------------------------------------------------------------------------------
+
+
+def test_installed_units_are_on_and_name_the_data_home_of_the_command_line(root: Desk) -> None:
+    active = root.systemctl(
+        "is-active", "carolctl-tick.timer", "carolctl-drain.path", "carolctl-nightly.timer"
+    )
+    assert active.split() == ["active"] * 3
+    assert root.carol("doctor")["database"] == f"{HOME}/scheduler.db"
+    assert root.machine.run("stat", "-c", "%a %U", HOME).stdout == "700 root\n"
+    checks = root.checks()
+    assert (checks["units"], checks["timers"], checks["launcher"]) == ("ok", "ok", "ok")
+
+
+def test_to_install_again_changes_nothing(root: Desk) -> None:
+    again = root.carol("install-timers")
+    assert (again["written"], again["removed"]) == ([], [])
+    assert again["data_home"] == HOME
+
+
+def test_an_older_version_is_replaced_and_drop_ins_stay(root: Desk) -> None:
+    old = "# Made by carolctl 0.0.1 install-timers\n[Unit]\nDescription=old\n"
+    root.machine.write(f"{UNITS}/carolctl-old.timer", old + "[Timer]\nOnCalendar=daily\n")
+    root.machine.run("sed", "-i", "1s/carolctl [0-9.]*/carolctl 0.0.1/", f"{UNITS}/carolctl-tick.service")
+    root.machine.write(f"{UNITS}/carolctl-tick.timer.d/mine.conf", "[Timer]\nAccuracySec=2s\n")
+    assert root.checks()["units"] == "warn"
+    upgrade = root.carol("install-timers")
+    assert (upgrade["written"], upgrade["removed"]) == (["carolctl-tick.service"], ["carolctl-old.timer"])
+    checks = root.checks()
+    assert (checks["units"], checks["timers"]) == ("ok", "warn"), (
+        "a drop-in that makes the timer late is named"
+    )
+    root.machine.run("rm", "-r", f"{UNITS}/carolctl-tick.timer.d")
+    root.systemctl("daemon-reload")
+    root.systemctl("stop", "carolctl-drain.path")
+    assert root.checks()["timers"] == "fail"
+    root.carol("install-timers")
+    assert root.checks()["timers"] == "ok"
+
+
+def test_systemd_verifies_what_is_installed(root: Desk) -> None:
+    done = root.machine.run("sh", "-c", f"systemd-analyze verify --man=no {UNITS}/carolctl*", check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unit", ["tick", "drain", "nightly"])
+def test_the_exposure_of_the_loaded_units(root: Desk, unit: str) -> None:
+    assert exposure(root, unit) <= 1.6
+
+
+def exposure(desk: Desk, unit: str) -> float:
+    manager = "--user" if desk.user else "--system"
+    done = desk.machine.run(
+        "systemd-analyze", manager, "security", "--no-pager", f"carolctl-{unit}.service", user=desk.user
+    )
+    found = re.search(r"Overall exposure level for .*: ([0-9.]+)", done.stdout)
+    assert found
+    return float(found[1])
+
+
+# -- firing ----------------------------------------------------------------------------------------------------
+
+_ENDPOINT = """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200); self.send_header("Content-Length", "2"); self.end_headers(); self.wfile.write(b"{}")
+HTTPServer(("127.0.0.1", 8099), Handler).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def endpoint(machine: Machine) -> Iterator[str]:
+    """The address of a service on the machine's loopback."""
+    machine.run("systemd-run", "--quiet", "--collect", "--unit=endpoint", PYTHON, "-I", "-c", _ENDPOINT)
+    knock = "import socket; socket.create_connection(('127.0.0.1', 8099))"
+    until(lambda: machine.run(PYTHON, "-I", "-c", knock, check=False).returncode == 0, "no endpoint")
+    yield "http://127.0.0.1:8099/run"
+    machine.run("systemctl", "stop", "endpoint.service", check=False)
+
+
+def soon(desk: Desk, seconds: int = 3) -> str:
+    return desk.machine.run("date", "-u", "-d", f"+{seconds} sec", "+%Y-%m-%dT%H:%M:%SZ").stdout.strip()
+
+
+def test_a_tick_in_its_sandbox_fires_due_jobs_of_both_kinds(root: Desk, endpoint: str) -> None:
+    at = soon(root)
+    root.add("command", "--at", at, "--", "sh", "-c", "grep . /proc/self/cgroup; exec sleep 1")
+    root.add("call", "--at", at, "--url", endpoint)
+    time.sleep(3)
+    root.systemctl("start", "carolctl-tick.service")
+    assert root.ended("command")["status"] == root.ended("call")["status"] == "completed"
+    row = root.last("command")
+    assert row["unit"] == f"carolctl-run-{row['run_id']}-1.service"
+    assert f"/carolctl.slice/{row['unit']}" in root.machine.run(CAROL, "logs", str(row["run_id"])).stdout
+
+
+_PROBE = """
+import json, os, socket, sqlite3, subprocess, sys
+from carolctl import clock
+home = sys.argv[1]
+def refused(path):
+    try: open(path, "w").close()
+    except OSError: return True
+store = sqlite3.connect(home + "/probe.db")
+for statement in ("PRAGMA journal_mode = WAL", "CREATE TABLE IF NOT EXISTS t (n)", "INSERT INTO t VALUES (1)"):
+    store.execute(statement)
+found = {
+    "sqlite": store.commit() is None,
+    "loopback": socket.create_connection(("127.0.0.1", 8099), 5) is not None,
+    "locks": any("POSIX" in line or "FLOCK" in line for line in open("/proc/locks")),
+    "pressure": os.access("/proc/pressure/cpu", os.R_OK) or not os.path.exists("/proc/pressure"),
+    "boot": clock.boot_id() + "\\n",
+    "init": open("/proc/1/stat").read().split()[0] == "1",
+    "closed": all(refused(path) for path in ("/etc/x", "/usr/x", "/var/lib/x", "/root/x", "/home/agent/x")),
+    "no_new_privileges": "NoNewPrivs:\\t1" in open("/proc/self/status").read(),
+}
+def carol(*words):
+    command = [sys.executable, "-I", "-m", "carolctl", *words, "--json"]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE).stdout)
+found["run"] = carol("run-job", "inside")["run_id"]
+found["doctor"] = [one["name"] + ": " + one["detail"] for one in carol("doctor")["checks"] if one["status"] == "fail"]
+print("PROBE" + json.dumps(found))
+"""
+
+
+def probed(desk: Desk, units: str, home: str) -> dict[str, Any]:
+    """What a program finds in the very sandbox of the tick: its unit under another name, with another program."""
+    machine = desk.machine
+    machine.write("/srv/probe.py", _PROBE)
+    text = machine.run("cat", f"{units}/carolctl-tick.service").stdout
+    command = f"ExecStart={PYTHON} -I /srv/probe.py {home}"
+    text = re.sub(r"^ExecStart=.*$", command, text, flags=re.M).replace("OnFailure=", "#")
+    machine.write(f"{units}/probe.service", text.replace("# Made by", "# Not made by"))
+    desk.systemctl("daemon-reload")
+    desk.add("inside", "--manual", "--", "grep", "NoNewPrivs", "/proc/self/status")
+    machine.run(
+        "systemctl", *(["--user"] if desk.user else []), "start", "probe.service", user=desk.user, check=False
+    )
+    machine.run("rm", f"{units}/probe.service")
+    said = machine.journal("_SYSTEMD_USER_UNIT=probe.service" if desk.user else "_SYSTEMD_UNIT=probe.service")
+    found = re.findall(r"^PROBE(.*)$", said, re.MULTILINE)
+    assert found, said
+    result: dict[str, Any] = json.loads(found[-1])
+    assert desk.ended("inside")["status"] == "completed"
+    return result
+
+
+EVERYTHING = {
+    "sqlite": True, "loopback": True, "locks": True, "pressure": True, "init": True, "closed": True,
+    "no_new_privileges": True, "doctor": [],
+}  # fmt: skip
+
+
+def test_in_the_sandbox_of_the_tick_everything_works_and_nothing_else(root: Desk, endpoint: str) -> None:
+    found = probed(root, UNITS, HOME)
+    assert found.pop("boot") == root.machine.run("cat", "/proc/sys/kernel/random/boot_id").stdout
+    assert found.pop("run") == root.last("inside")["run_id"]
+    assert found == EVERYTHING
+
+
+def test_the_ledger_of_another_user_is_written_from_a_sandbox_that_allows_just_that(
+    root: Desk, tmp_path: Path
+) -> None:
+    path = planner.planner(tmp_path / "plangenerator.db")
+    target = root.machine.root / "srv/planner"
+    target.mkdir()
+    (target / path.name).write_bytes(path.read_bytes())
+    root.machine.run("chown", "-R", f"{USER}:{USER}", "/srv/planner")
+    root.machine.run("chmod", "700", "/srv/planner")
+    root.carol("install-timers", "--planner-db", "/srv/planner/plangenerator.db")
+    assert exposure(root, "tick") <= 2.0
+    root.add("mirrored", "--at", soon(root), "--", "true")
+    time.sleep(3)
+    root.systemctl("start", "carolctl-tick.service")
+    row = root.ended("mirrored")
+    root.systemctl("start", "carolctl-tick.service")
+    query = "SELECT event_id, status FROM droid_runs"
+    code = f"import sqlite3; print(sqlite3.connect('/srv/planner/{path.name}').execute('{query}').fetchall())"
+    said = root.machine.run(PYTHON, "-I", "-c", code).stdout
+    assert re.search(rf":{row['run_id']}', 'completed'", said), said
+
+
+def test_the_nightly_upkeep_leaves_a_backup_and_finds_nothing_wrong(root: Desk) -> None:
+    root.systemctl("start", "carolctl-nightly.service")
+    assert root.show("carolctl-nightly.service", "Result")["Result"] == "success"
+    assert root.machine.run("sh", "-c", f"ls {HOME}/backups/*.db").stdout
+
+
+# -- what goes wrong -------------------------------------------------------------------------------------------
+
+
+def test_a_tick_killed_by_its_timeout_leaves_its_jobs_running_and_the_next_one_goes_on(
+    root: Desk, drop_in: Callable[[str, str], None], hog: Callable[[], None]
+) -> None:
+    root.add("due", "--at", soon(root), "--", "true")
+    root.add("long", "--manual", "--", "sleep", "12")
+    run = root.carol("run-job", "long")["run_id"]
+    until(lambda: root.last("long")["status"] == "running", "it does not start")
+    drop_in("carolctl-tick.service", "[Service]\nTimeoutStartSec=500ms\n")
+    time.sleep(2)
+    hog()
+    root.systemctl("start", "carolctl-tick.service", code=1)
+    assert root.show("carolctl-tick.service", "Result")["Result"] == "timeout"
+    alert = until(lambda: root.machine.journal("-t", "carolctl-alert", "-p", "alert"), "nobody was alerted")
+    assert "carolctl-tick.service failed" in alert
+    assert root.systemctl("is-active", f"carolctl-run-{run}-1.service") == "active\n"
+    root.systemctl("stop", "hog.service")
+    drop_in("carolctl-tick.service", "")
+    root.systemctl("start", "carolctl-tick.service")
+    assert root.ended("due")["status"] == "completed"
+    assert (row := root.ended("long"))["status"] == "completed", row
+
+
+def test_a_spool_that_cannot_be_drained_does_not_kill_the_path_unit(
+    root: Desk, drop_in: Callable[[str, str], None]
+) -> None:
+    drop_in("carolctl-drain.service", "[Service]\nExecStart=\nExecStart=false\n")
+    root.machine.sh(f"for n in $(seq 20); do touch {HOME}/spool/new/event-$n.json; sleep 0.2; done")
+    said = root.machine.journal("-u", "carolctl-drain.service", "-u", "carolctl-drain.path")
+    assert said.count("Failed to start carolctl-drain.service") > 10, "more than a start limit allows"
+    assert "limit" not in said
+    shown = root.show("carolctl-drain.path", "ActiveState", "Result")
+    assert shown == {"ActiveState": "active", "Result": "success"}
+    drop_in("carolctl-drain.service", "")
+    root.machine.run("touch", f"{HOME}/spool/new/event-30.json")
+    until(lambda: not root.machine.run("ls", f"{HOME}/spool/new").stdout, "the spool stays full")
+
+
+# -- a user of their own ---------------------------------------------------------------------------------------
+
+
+def test_without_a_manager_of_their_own_a_user_is_told_about_linger(machine: Machine) -> None:
+    machine.run("loginctl", "disable-linger", USER)
+    until(lambda: not machine.run("ls", "/run/user").stdout, "the user's manager stays")
+    problem = Desk(machine, USER).carol("install-timers", code=69)
+    assert "enable-linger" in problem["hint"]
+    assert Desk(machine, USER).carol("install-timers", "--system", code=77)["error"] == "not_permitted"
+
+
+def test_the_chain_of_an_ordinary_user_from_the_timer_to_the_end_of_the_run(agent: Desk) -> None:
+    every_5_s = "[Timer]\nOnCalendar=\nOnCalendar=*:*:00/5 UTC\n"
+    folder = f"/home/{USER}/.config/systemd/user"
+    agent.machine.write(f"{folder}/carolctl-tick.timer.d/5s.conf", every_5_s)
+    agent.systemctl("daemon-reload")
+    agent.systemctl("restart", "carolctl-tick.timer")
+    agent.add("mine", "--at", soon(agent), "--", "id", "-u")
+    row = agent.ended("mine")
+    assert (row["status"], row["source"]) == ("completed", "scheduled")
+    cgroup = agent.show(row["unit"], "LoadState")
+    assert cgroup["LoadState"] == "not-found", "the unit of an ended run is gone"
+    assert agent.machine.journal(f"_SYSTEMD_USER_UNIT={row['unit']}").split("\n")[0] == str(UID)
+    checks = agent.checks()
+    assert (checks["units"], checks["timers"], checks["linger"], checks["tick"]) == ("ok",) * 4
+    assert agent.carol("doctor")["database"] == f"{USER_HOME}/scheduler.db"
+
+
+def test_in_the_sandbox_of_a_users_tick_everything_works_and_nothing_else(agent: Desk, endpoint: str) -> None:
+    found = probed(agent, f"/home/{USER}/.config/systemd/user", USER_HOME)
+    assert found.pop("boot") == agent.machine.run("cat", "/proc/sys/kernel/random/boot_id").stdout
+    assert found.pop("run") == agent.last("inside")["run_id"]
+    assert found == EVERYTHING
+    assert exposure(agent, "tick") <= 1.4
+
+
+# -- the end ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["root", "agent"])
+def test_uninstalling_leaves_nothing_behind_but_what_runs(who: str, request: pytest.FixtureRequest) -> None:
+    desk: Desk = request.getfixturevalue(who)
+    folder = UNITS if who == "root" else f"/home/{USER}/.config/systemd/user"
+    desk.add("last", "--manual", "--", "sleep", "2")
+    desk.carol("run-job", "last")
+    assert len(desk.carol("uninstall-timers")["removed"]) == 8
+    desk.machine.run("rm", "-rf", f"{folder}/carolctl-tick.timer.d")
+    assert desk.machine.run("find", folder, "-name", "*carolctl*").stdout == ""
+    listed = desk.systemctl("list-unit-files", "--no-legend", "carolctl*").splitlines()
+    assert [line for line in listed if "transient" not in line] == []
+    assert desk.carol("uninstall-timers")["removed"] == []
+    variable = f"CAROL_DATA_DIR={HOME if who == 'root' else USER_HOME}"
+    shown = ("env", variable, CAROL, "list-runs", "--job", "last", "--json")
+    until(lambda: '"completed"' in desk.machine.run(*shown, user=desk.user).stdout, "the job was taken along")
+
+
+# -- on time ---------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_timer_fires_three_times_less_than_a_second_late(clockwork: Machine) -> None:
+    def grid() -> list[tuple[int, float]]:
+        """The starts of the tick that the calendar asked for: which beat, and how late."""
+        starts = [moment for moment in _starts(clockwork) if moment % PERIOD_SEC < PERIOD_SEC / 2]
+        return [(int(moment // PERIOD_SEC), moment % PERIOD_SEC) for moment in starts]
+
+    beats = until(lambda: len(found := grid()) >= 3 and found, "it does not fire", 3.5 * PERIOD_SEC)
+    numbers = [number for number, _ in beats]
+    assert numbers == list(range(numbers[0], numbers[0] + len(beats))), "a beat is missing, or came twice"
+    assert max(late for _, late in beats) < 1, beats
+    assert clockwork.show("carolctl-tick.service", "Result")["Result"] == "success"
+
+
+def _starts(machine: Machine) -> list[float]:
+    """When the tick's service was started, in seconds since 1970."""
+    told = machine.run(
+        "journalctl", "-u", "carolctl-tick.service", "-o", "json", "--output-fields=MESSAGE", "--no-pager"
+    ).stdout
+    lines = [json.loads(line) for line in told.splitlines()]
+    return [
+        int(line["__REALTIME_TIMESTAMP"]) / 1e6 for line in lines if line["MESSAGE"].startswith("Starting ")
+    ]
