@@ -129,6 +129,10 @@ def hog(root: Desk) -> Iterator[Callable[[], None]]:
     root.machine.run("systemctl", "stop", "hog.service", check=False)
 
 
+def test_the_shipped_timers_are_on_in_a_machine_that_is_left_alone_meanwhile(clockwork: Machine) -> None:
+    assert clockwork.run("systemctl", "is-active", "carolctl-tick.timer").stdout == "active\n"
+
+
 # -- installing ------------------------------------------------------------------------------------------------
 
 
@@ -421,7 +425,11 @@ def test_uninstalling_leaves_nothing_behind_but_what_runs(who: str, request: pyt
 def test_the_shipped_timer_fires_three_times_less_than_a_second_late(clockwork: Machine) -> None:
     def grid() -> list[tuple[int, float]]:
         """The starts of the tick that the calendar asked for: which beat, and how late."""
-        starts = [moment for moment in _starts(clockwork) if moment % PERIOD_SEC < PERIOD_SEC / 2]
+        starts = [
+            moment
+            for moment in clockwork.starts("carolctl-tick.service")
+            if moment % PERIOD_SEC < PERIOD_SEC / 2
+        ]
         return [(int(moment // PERIOD_SEC), moment % PERIOD_SEC) for moment in starts]
 
     beats = until(lambda: len(found := grid()) >= 3 and found, "it does not fire", 3.5 * PERIOD_SEC)
@@ -429,14 +437,3 @@ def test_the_shipped_timer_fires_three_times_less_than_a_second_late(clockwork: 
     assert numbers == list(range(numbers[0], numbers[0] + len(beats))), "a beat is missing, or came twice"
     assert max(late for _, late in beats) < 1, beats
     assert clockwork.show("carolctl-tick.service", "Result")["Result"] == "success"
-
-
-def _starts(machine: Machine) -> list[float]:
-    """When the tick's service was started, in seconds since 1970."""
-    told = machine.run(
-        "journalctl", "-u", "carolctl-tick.service", "-o", "json", "--output-fields=MESSAGE", "--no-pager"
-    ).stdout
-    lines = [json.loads(line) for line in told.splitlines()]
-    return [
-        int(line["__REALTIME_TIMESTAMP"]) / 1e6 for line in lines if line["MESSAGE"].startswith("Starting ")
-    ]
