@@ -29,6 +29,7 @@ def clockwork() -> Iterator[Machine]:
         while _wake_up(machine) > 0.75:
             machine.reboot()
         machine.run(CAROL, "install-timers", "--system")
+        machine.run(CAROL, "add-job", "beat", "--every", "30s", "--", "true")
         yield machine
 
 
