@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from carolctl import clock
 from carolctl.launch import journal, service_manager
+from carolctl.launch.unit_names import run_unit
 from carolctl.model import LIVE, Millis, Run
 from carolctl.run_view import log_paths
 
@@ -22,7 +23,7 @@ def units(run: Run) -> list[str]:
         return []
     if run.unit is None and service_manager.manager_here() is None:
         return []
-    return [service_manager.run_unit(run.run_id, claim) for claim in range(1, run.claim_no + 1)]
+    return [run_unit(run.run_id, claim) for claim in range(1, run.claim_no + 1)]
 
 
 def whole(run: Run) -> str:

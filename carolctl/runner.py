@@ -75,7 +75,8 @@ def _carry_out(session: Session, signals: Signals, started: Started) -> Outcome:
     log = CappedLog(log_file, settings.log_max_kib * 1024)
     supervisor = CommandSupervisor(action.argv, deadline=started.deadline, log=log, signals=signals)
     try:
-        supervisor.spawn(_environment(run, session.store.path, result_file))
+        environment = _environment(run, session.store.path, result_file)
+        supervisor.spawn(environment | _from_file(action), action.working_directory)
     except (OSError, ValueError) as problem:
         return failed(run, "launch_failed", _cannot_run(action.argv[0], problem))
     ending = supervisor.wait()
@@ -100,6 +101,21 @@ def _environment(run: Run, db: str, result_file: str) -> dict[str, str]:
     if run.max_turns is not None:
         told["CAROL_MAX_TURNS"] = str(run.max_turns)
     return inherited | told
+
+
+def _from_file(action: CommandAction) -> dict[str, str]:
+    """The variables of the job's own file: ``NAME=value`` a line, a value in quotes without them."""
+    if action.environment_file is None:
+        return {}
+    with open(action.environment_file, encoding="utf-8", errors="surrogateescape") as file:
+        lines = [line.strip() for line in file]
+    pairs = [line.partition("=") for line in lines if "=" in line and line[0] not in "#;"]
+    return {name.strip(): _unquoted(value.strip()) for name, _, value in pairs}
+
+
+def _unquoted(value: str) -> str:
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if quoted else value
 
 
 def _cannot_run(program: str, problem: OSError | ValueError) -> str:

@@ -116,13 +116,16 @@ class Carol:
         self.home = home
 
     def environment(self, **env: str) -> dict[str, str]:
-        """The environment without anybody's settings, with this data home and with `env`."""
+        """The environment without anybody's settings, with this data home and with `env`.
+
+        Without the service manager: whoever tests on a machine that has one would find units there.
+        """
         kept = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(_FOREIGN) and name not in _FOREIGN_NAMES
         }
-        return kept | {"CAROL_DATA_DIR": str(self.home)} | env
+        return kept | {"CAROL_DATA_DIR": str(self.home), "CAROL_LAUNCHER": "process"} | env
 
     def command(self, *arguments: str) -> list[str]:
         """The argument list that runs the program, without anything of the caller's folder or site."""

@@ -78,6 +78,7 @@ def inside(
     for name in set(os.environ) - set(carol.environment()):
         monkeypatch.delenv(name)
     monkeypatch.setenv("CAROL_DATA_DIR", str(home))
+    monkeypatch.setenv("CAROL_LAUNCHER", "process")
     opened: list[Store] = []
 
     def remembered(*arguments: Any, **options: Any) -> Store:

@@ -20,7 +20,8 @@ from carolctl.errors import BadConfig
 from carolctl.failpoints import failpoint
 from carolctl.launch import LaunchFailure
 from carolctl.lockguard import require_unlocked
-from carolctl.model import Claimed, HttpAction
+from carolctl.model import Claimed, CommandAction, HttpAction
+from carolctl.notices import warn
 
 LARGEST_CHUNK = 32
 """HTTP runs that share one supervisor at most; it has a thread for each."""
@@ -54,7 +55,9 @@ class ProcessLauncher:
     def launch(self, claimed: Sequence[Claimed]) -> list[LaunchFailure]:
         """See `Launcher`."""
         require_unlocked("launching runs")
-        failures: list[LaunchFailure] = []
+        failures = [failure for one in claimed if (failure := _refusal(one))]
+        refused = {failure.run_id for failure in failures}
+        claimed = [one for one in claimed if one.run.run_id not in refused]
         if not claimed:
             return failures
         environment = self._environment()
@@ -108,6 +111,18 @@ def _supervisors(claimed: Sequence[Claimed]) -> Iterator[tuple[list[str], Sequen
     for one in claimed:
         if not isinstance(one.action, HttpAction):
             yield ["command", str(one.run.run_id), str(one.run.claim_no)], [one]
+
+
+def _refusal(one: Claimed) -> LaunchFailure | None:
+    """Why a run is not for this launcher: it would run as somebody else, or without its credentials."""
+    action = one.action
+    if not isinstance(action, CommandAction):
+        return None
+    if action.run_as is not None or action.load_credential:
+        return _failure(one, "--run-as and --load-credential need systemd: CAROL_LAUNCHER=systemd")
+    if action.memory_max or action.cpu_quota:
+        warn(f"{one.run.job_id}: --memory-max and --cpu-quota are not enforced without systemd")
+    return None
 
 
 def _spawn(arguments: list[str], environment: dict[str, str], output: int) -> str | None:

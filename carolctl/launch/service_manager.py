@@ -20,7 +20,6 @@ from carolctl.model import Run
 
 Manager = Literal["system", "user"]
 
-SLICE = "carolctl.slice"
 ANSWER_SEC = 10.0
 """How long an answer is waited for; a manager that reloads a large machine takes its time."""
 
@@ -28,16 +27,6 @@ _BOOTED = "/run/systemd/system"
 _OURS = ("carolctl-run-*.service", "carolctl-http-*.service")
 _LINE = re.compile(r"^\W*(carolctl-\S+\.service) +\S+ +(\S+) ", re.MULTILINE)
 _ENDED = {"inactive", "failed"}
-
-
-def run_unit(run_id: int, claim_no: int) -> str:
-    """The name of the unit of one claim of a command run."""
-    return f"carolctl-run-{run_id}-{claim_no}.service"
-
-
-def http_unit(run_id: int, claim_no: int) -> str:
-    """The name of the unit of HTTP runs that were launched together, by the first of them."""
-    return f"carolctl-http-{run_id}-{claim_no}.service"
 
 
 def manager_of_user() -> Manager:

@@ -100,8 +100,8 @@ class CommandSupervisor:
         self._kill_at = math.inf
         self._poller = select.poll()
 
-    def spawn(self, environment: dict[str, str]) -> None:
-        """Start the command. Raises OSError or ValueError when it cannot be run."""
+    def spawn(self, environment: dict[str, str], folder: str | None = None) -> None:
+        """Start the command in `folder`, else at home. Raises OSError or ValueError when it cannot be run."""
         require_unlocked("starting a command")
         home = environment.get("HOME", "")
         self._process = subprocess.Popen(
@@ -111,7 +111,7 @@ class CommandSupervisor:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             bufsize=0,
-            cwd=home if os.path.isdir(home) else "/",
+            cwd=folder or (home if os.path.isdir(home) else "/"),
             env=environment,
             process_group=0,
             umask=_COMMAND_UMASK,

@@ -5,23 +5,28 @@ makes each run a unit of its own; before the command a hook of ours claims the r
 kind, another one records it. Consequence: no process of ours stays while a command runs, and the service manager
 supervises it, keeps its output, ends it at its lease and reports how it ended.
 
-The job's argv is the unit's own: ``$`` is doubled, since systemd expands variables, everything else is literal.
+The job's argv is the unit's own: ``$`` is doubled, since systemd expands variables; see also `exec_line`.
 A secret never becomes a property of a unit, which every user may read: see `handover`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from carolctl import clock, config, places, policy
 from carolctl.failpoints import failpoint
 from carolctl.launch import LaunchFailure, handover
 from carolctl.launch import service_manager as manager
+from carolctl.launch.exec_line import carried
 from carolctl.launch.supervisor import STOP_GRACE_SEC
+from carolctl.launch.unit_names import SLICE, gate_unit, http_unit, run_unit
 from carolctl.lockguard import require_unlocked
 from carolctl.model import Claimed, CommandAction, HttpAction
 
@@ -30,6 +35,7 @@ LARGEST_POOL = 32
 
 _AT_ONCE = 4
 _LAUNCH_SEC = 20.0
+_GATE_SEC = 10
 _SETTINGS = (*(one.env for one in config.REGISTRY if one.env), "CAROL_BUSY_TIMEOUT_MS", "CAROL_NOW")
 #: What systemd-run says when nothing is wrong with the run itself.
 _NO_VERDICT = (
@@ -38,7 +44,7 @@ _NO_VERDICT = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Order:
     """One unit to start, and the claims in it."""
 
@@ -75,7 +81,7 @@ class SystemdLauncher:
 
     def _pool(self, share: Sequence[Claimed]) -> Order:
         first = share[0].run
-        unit = manager.http_unit(first.run_id, first.claim_no)
+        unit = http_unit(first.run_id, first.claim_no)
         claims = [f"{one.run.run_id}:{one.run.claim_no}" for one in share]
         properties = [f"TimeoutStopSec={STOP_GRACE_SEC:.0f}", "NoNewPrivileges=yes", "UMask=0077"]
         command = [*_python("carolctl.runner"), "http", *claims]
@@ -86,7 +92,7 @@ class SystemdLauncher:
 
     def _command(self, one: Claimed, action: CommandAction) -> Order:
         run = one.run
-        unit = manager.run_unit(run.run_id, run.claim_no)
+        unit = run_unit(run.run_id, run.claim_no)
         environment = self._told() | {
             "CAROL_DATA_DIR": self._home,
             "CAROL_RUN_ID": str(run.run_id),
@@ -103,7 +109,7 @@ class SystemdLauncher:
             f"carolctl: run {run.run_id} of {run.job_id}",
             environment,
             [*self._of_run(one, unit), *properties_of(action, unit)],
-            _executable(action.argv),
+            carried(action),
         )
         return Order(unit=unit, arguments=arguments, share=[one])
 
@@ -121,6 +127,7 @@ class SystemdLauncher:
             f"ExecStopPost={hook['finish']}",
             f"RuntimeMaxSec={_left_ms(one)}ms",
             f"TimeoutStopSec={STOP_GRACE_SEC:.0f}",
+            "IgnoreSIGPIPE=no",
             f"LogExtraFields=CAROL_RUN_ID={run.run_id}",
             f"LogExtraFields=CAROL_JOB_ID={run.job_id}",
         ]
@@ -148,7 +155,7 @@ class SystemdLauncher:
             "--no-ask-password",
             "--collect",
             f"--unit={unit}",
-            f"--slice={manager.SLICE}",
+            f"--slice={SLICE}",
             f"--description={about}",
             *(f"--setenv={name}={value}" for name, value in environment.items()),
             *(f"--property={text}" for text in properties),
@@ -160,13 +167,45 @@ class SystemdLauncher:
         """Start the units, a few at a time; those that were surely refused, and why."""
         handover.leave([order.unit for order in orders], self._home)
         environment = manager.environment(os.environ)
+        if len(orders) > _AT_ONCE:
+            with self._gate(environment) as gate:
+                return self._start(orders, environment, [f"--property=After={gate}"] if gate else [])
+        return self._start(orders, environment, [])
+
+    @contextmanager
+    def _gate(self, environment: Mapping[str, str]) -> Iterator[str | None]:
+        """A unit that others are started after, as long as the block lasts: their hooks would slow the launch down.
+
+        It waits for a lock that we hold: should we die, it opens by itself. None: there is no gate.
+        """
+        unit = gate_unit(os.getpid(), time.monotonic_ns())
+        path = os.path.join(self._home, "launch.gate")
+        words = ["flock", "--timeout", str(_GATE_SEC), path, "true"]
+        order = Order(unit, self._arguments(unit, "carolctl: gate", {}, ["Type=oneshot"], words), [])
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError:
+            yield None
+            return
+        try:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            gate = _begin(order, environment)
+            closed = not isinstance(gate, str) and not gate.communicate()[1] and gate.returncode == 0
+            yield unit if closed else None
+        finally:
+            os.close(lock)
+
+    def _start(
+        self, orders: Sequence[Order], environment: Mapping[str, str], more: Sequence[str]
+    ) -> list[tuple[Order, str]]:
         refused: list[tuple[Order, str]] = []
         waiting = list(reversed(orders))
         under_way: list[tuple[Order, subprocess.Popen[bytes] | str]] = []
         while waiting or under_way:
             while waiting and len(under_way) < _AT_ONCE:
                 order = waiting.pop()
-                under_way.append((order, _begin(order, environment)))
+                under_way.append((order, _begin(order, environment, more)))
             order, launch = under_way.pop(0)
             if complaint := self._refused(order, launch):
                 refused.append((order, complaint))
@@ -190,11 +229,14 @@ class SystemdLauncher:
         return f"systemd-run: {complaint[-300:]}" if there == "not-found" else None
 
 
-def _begin(order: Order, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | str:
+def _begin(
+    order: Order, environment: Mapping[str, str], more: Sequence[str] = ()
+) -> subprocess.Popen[bytes] | str:
+    program, *arguments = order.arguments
     try:
         return subprocess.Popen(
             # Byte for byte, whatever the locale is.
-            [word.encode("utf-8", "surrogateescape") for word in order.arguments],
+            [word.encode("utf-8", "surrogateescape") for word in (program, *more, *arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -327,22 +369,3 @@ def command_line(words: Sequence[str]) -> str:
 def _escaped(word: str) -> str:
     plain = word.replace("\\", "\\\\").replace('"', '\\"')
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in plain)
-
-
-_EXEC_HEX = (
-    "import os,sys\n"
-    "words=[bytes.fromhex(word) for word in sys.argv[1:]]\n"
-    "try:\n os.execvp(words[0],words)\n"
-    "except OSError as problem:\n sys.exit(f'{words[0]!r}: {problem}')\n"
-)
-
-
-def _executable(argv: Sequence[str]) -> Sequence[str]:
-    """`argv`; where D-Bus would not carry it, which takes UTF-8 alone, a program that becomes it."""
-    try:
-        for word in argv:
-            word.encode()
-    except UnicodeEncodeError:
-        spelt = [word.encode("utf-8", "surrogateescape").hex() for word in argv]
-        return [os.path.abspath(sys.executable), "-I", "-c", _EXEC_HEX, *spelt]
-    return argv

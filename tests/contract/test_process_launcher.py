@@ -14,10 +14,10 @@ import pytest
 
 from carolctl import launch
 from carolctl.errors import BadConfig, Exit, Unavailable
-from carolctl.launch import owner
+from carolctl.launch import owner, service_manager
 from carolctl.launch.process import ProcessLauncher, inside_tick_unit
 from carolctl.lockguard import IOUnderLock, set_write_open
-from carolctl.model import Claimed
+from carolctl.model import Claimed, CommandAction
 from tests import builders
 from tests.endpoint import Endpoint, Reply
 from tests.yard import Yard, python, until
@@ -29,6 +29,7 @@ def yard(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
     for name in [name for name in os.environ if name.startswith(("CAROL_", "SCHEDULE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CAROL_DATA_DIR", str(home))
+    monkeypatch.setenv("CAROL_LAUNCHER", "process")
     made = Yard(home)
     yield made
     made.close()
@@ -56,7 +57,7 @@ def test_a_launched_command_runs_to_its_end(yard: Yard) -> None:
 def test_each_command_has_a_session_of_its_own(yard: Yard) -> None:
     yard.queue(*(builders.job(f"job-{n}", manual=True, argv=("sleep", "60")) for n in range(5)))
     claimed = yard.claim()
-    launch.choose("auto").launch(claimed)
+    launch.choose("process").launch(claimed)
     yard.until_status("running", *(one.run.run_id for one in claimed))
     pids = {run.pid for run in yard.rows()}
     assert len(pids) == 5
@@ -229,10 +230,12 @@ def test_inside_the_ticks_own_unit_it_is_refused(monkeypatch: pytest.MonkeyPatch
     assert refused.value.code == Exit.CONFIG
 
 
-def test_there_is_no_systemd_launcher_yet() -> None:
+def test_the_systemd_launcher_needs_a_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_manager, "manager_here", lambda: None)
     with pytest.raises(Unavailable) as refused:
         launch.choose("systemd")
     assert refused.value.code == Exit.UNAVAILABLE
+    assert "linger" in (refused.value.hint or "")
 
 
 def test_nothing_is_launched_while_a_write_is_open(yard: Yard) -> None:
@@ -243,3 +246,22 @@ def test_nothing_is_launched_while_a_write_is_open(yard: Yard) -> None:
             launcher.launch([])
     finally:
         set_write_open(False)
+
+
+def test_a_command_gets_its_folder_and_the_variables_of_its_file(yard: Yard, tmp_path: Path) -> None:
+    (tmp_path / "job.env").write_text('# a comment\nPLAIN=one two\nQUOTED="three"\n\nnothing\n')
+    action = CommandAction(
+        argv=("sh", "-c", 'echo "$PWD $PLAIN $QUOTED"'),
+        working_directory=str(tmp_path),
+        environment_file=str(tmp_path / "job.env"),
+    )
+    [run_id] = yard.queue(builders.job(manual=True, action=action))
+    assert launch.choose("process").launch(yard.claim()) == []
+    yard.until_status("completed", run_id)
+    assert yard.row(run_id).result_summary == f"{tmp_path} one two three"
+
+
+def test_a_command_of_another_user_is_not_run_as_this_one(yard: Yard) -> None:
+    yard.queue(builders.job(manual=True, action=CommandAction(argv=("true",), run_as="nobody")))
+    [failure] = launch.choose("process").launch(yard.claim())
+    assert "systemd" in failure.message

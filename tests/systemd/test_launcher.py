@@ -161,6 +161,30 @@ def test_arguments_reach_the_command_byte_for_byte(place: Place) -> None:
     assert said.strip() == str([word.encode().hex() for word in _HOSTILE])
 
 
+def test_a_reload_before_the_command_is_run_spoils_no_argument(place: Place) -> None:
+    job_id = place.job("--", "python3", "-c", _SAY, *_HOSTILE)
+    # The start hook waits for the lock, and the command for the hook.
+    claim = (
+        "from carolctl.run_now import run_now\n"
+        "from carolctl.session import open_session\n"
+        "from carolctl.launch import choose_configured\n"
+        "import sqlite3, subprocess, time\n"
+        "session = open_session()\n"
+        f"one = run_now(session, {job_id!r}, force=True, reason='test', requester=None)\n"
+        "db = sqlite3.connect(session.store.path, isolation_level=None)\n"
+        "db.execute('BEGIN IMMEDIATE')\n"
+        "assert choose_configured().launch([one]) == []\n"
+        "time.sleep(0.5)\n"
+        "subprocess.run(['systemctl', 'daemon-reload'], check=True)\n"
+        "db.execute('ROLLBACK')\n"
+    )
+    place.machine.run(PYTHON, "-I", "-c", claim, env=place.env)
+    [row] = place.carol("list-runs", "--job", job_id)["runs"]
+    row = place.until(row["run_id"], "completed", "failed")
+    said = place.carol("logs", str(row["run_id"]))["text"]
+    assert said.strip() == str([word.encode().hex() for word in _HOSTILE])
+
+
 def test_bytes_that_are_no_utf_8_reach_the_command(place: Place) -> None:
     script = f"job=$({CAROL} add-job raw --manual -- python3 -c '{_SAY}' $'\\xff\\xfe$x') && {CAROL} run-job raw --wait"
     exports = " ".join(f"{name}={value}" for name, value in ENV.items())

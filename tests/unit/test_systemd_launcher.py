@@ -1,0 +1,391 @@
+"""What systemd is asked for, word by word, and what is read from its answers; no manager is needed for that."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carolctl import foreign_spool
+from carolctl.launch import LaunchFailure, choose, handover, service_manager
+from carolctl.launch.exec_line import carried
+from carolctl.launch.process import ProcessLauncher
+from carolctl.launch.service_manager import parsed_units
+from carolctl.launch.systemd import SystemdLauncher, command_line, doubled, properties_of
+from carolctl.model import (
+    Claimed,
+    CommandAction,
+    Run,
+    action_document,
+    action_from_document,
+)
+from carolctl.store.runs import Claimant
+from tests import builders
+from tests.builders import T0, job
+
+_LISTING = """\
+carolctl-http-7-2.service loaded active running carolctl: HTTP runs 7:2
+carolctl-run-1-1.service loaded activating start start carolctl: run 1 of active inactive dead
+● carolctl-run-2-1.service loaded failed failed carolctl: run 2 of x
+carolctl-run-3-1.service loaded inactive dead carolctl: run 3 of x
+carolctl-run-4-1.service loaded deactivating stop-post carolctl: run 4 of x
+"""
+
+
+def test_a_unit_lives_until_it_is_inactive_or_failed() -> None:
+    assert parsed_units(_LISTING) == {
+        "carolctl-http-7-2.service",
+        "carolctl-run-1-1.service",
+        "carolctl-run-4-1.service",
+    }
+
+
+@pytest.mark.parametrize("word", ["$HOME", "${X}", "$$", "a$", "%n", "'", '"', "\\", "", "ümläut", "\n"])
+def test_only_the_dollar_of_an_argument_is_written_in_another_way(word: str) -> None:
+    assert doubled(word).replace("$$", "$") == word
+
+
+@pytest.mark.parametrize(
+    "word", ["$", ";", "a; b", "=", "=3B", "$$", "\udcff\udc80", "ü;", "", "\n;", "\\;", '";"', "';'", "%;%n"]
+)
+def test_a_word_that_a_reload_would_spoil_is_spelt_without_what_it_spoils(word: str) -> None:
+    line = carried(CommandAction(argv=("printf", "%s|", "$", word)))
+    assert not any(char in argument for argument in line for char in "$;")
+    done = subprocess.run(line, capture_output=True, check=True)
+    assert done.stdout == b"$|" + os.fsencode(word) + b"|"
+
+
+def test_a_command_that_survives_as_it_is_is_left_so() -> None:
+    assert carried(CommandAction(argv=("echo", "%n", "'", '"', "\\", "\n", ""))) == (
+        "echo",
+        "%n",
+        "'",
+        '"',
+        "\\",
+        "\n",
+        "",
+    )
+    assert carried(CommandAction(argv=("/no/such/program", "$"))) == ("/no/such/program", "$")
+
+
+def test_a_hook_is_quoted_so_that_any_path_is_one_word() -> None:
+    line = command_line(["/opt/my venv/py", 'a"b', "c\\d", "$x", "new\nline"])
+    assert line == r'''"/opt/my venv/py" "a\"b" "c\\d" "$$x" "new\x0aline"'''
+    assert shlex.split(line)[:3] == ["/opt/my venv/py", 'a"b', "c\\d"]
+
+
+def test_what_was_said_of_a_command_is_stored_with_it_and_nothing_else_is() -> None:
+    plain = CommandAction(argv=("true",))
+    assert action_document(plain) == {"argv": ["true"]}
+    rich = replace(plain, run_as="agent", load_credential=("key:/etc/key",), memory_max="1G", sandbox=False)
+    assert action_from_document("command", action_document(rich)) == rich
+    assert action_from_document("command", {"argv": ["true"]}) == plain
+
+
+def test_every_option_has_its_property() -> None:
+    action = CommandAction(
+        argv=("true",),
+        run_as="agent",
+        working_directory="/srv",
+        environment_file="/etc/job.env",
+        load_credential=("a:/a", "b:/b"),
+        memory_max="512M",
+        cpu_quota="50%",
+        sandbox=False,
+    )
+    assert properties_of(action, "carolctl-run-1-1.service") == [
+        "User=agent",
+        "PermissionsStartOnly=yes",
+        "WorkingDirectory=/srv",
+        "EnvironmentFile=/etc/job.env",
+        "MemoryMax=512M",
+        "CPUQuota=50%",
+        "RuntimeDirectory=carolctl-run-1-1",
+        "RuntimeDirectoryMode=0700",
+        "LoadCredential=a:/a",
+        "LoadCredential=b:/b",
+    ]
+    assert properties_of(CommandAction(argv=("true",)), "u.service") == ["NoNewPrivileges=yes"]
+
+
+# -- launches ----
+
+_SYSTEMD_RUN = """#!/bin/sh
+printf '%s\\n' "$@" >>"$CALLS"
+printf 'end\\n' >>"$CALLS"
+case "$SAYS" in "") exit 0;; esac
+echo "$SAYS" >&2; exit 1
+"""
+_SYSTEMCTL = """#!/bin/sh
+echo "LoadState=$LOADED"
+"""
+
+
+class Fake:
+    """``systemd-run`` and ``systemctl`` as the launcher finds them, and what they were called with."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._calls = folder / "calls"
+        self._monkeypatch = monkeypatch
+        (folder / "bin").mkdir()
+        for name, script in (("systemd-run", _SYSTEMD_RUN), ("systemctl", _SYSTEMCTL)):
+            (folder / "bin" / name).write_text(script)
+            (folder / "bin" / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+        monkeypatch.setenv("CALLS", str(self._calls))
+        self.says("", loaded="not-found")
+
+    def says(self, complaint: str, *, loaded: str) -> None:
+        self._monkeypatch.setenv("SAYS", complaint)
+        self._monkeypatch.setenv("LOADED", loaded)
+
+    @property
+    def calls(self) -> list[list[str]]:
+        if not self._calls.exists():
+            return []
+        return [call.splitlines() for call in self._calls.read_text().split("end\n")[:-1]]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    return Fake(tmp_path, monkeypatch)
+
+
+def claims(home: Path, store: Any, *jobs: Any) -> list[Claimed]:
+    """The runs of those jobs, claimed."""
+    builders.add_jobs(home, *jobs)
+    opened = store(home)
+    with opened.write() as tx:
+        for one in jobs:
+            tx.insert_run(one.job_id, source="manual", now=T0)
+        claimant = Claimant(now=T0, boottime_ms=None, host="here", boot_id="b", lease_sec=100)
+        return list(tx.claim(claimant, cap=50))
+
+
+@pytest.fixture
+def launcher(home: Path, monkeypatch: pytest.MonkeyPatch) -> SystemdLauncher:
+    monkeypatch.setenv("CAROL_NOW", "2026-01-01T00:00:40Z")
+    monkeypatch.setenv("SECRET_TOKEN", "hush")
+    monkeypatch.setenv("SCHEDULE_MAX_CONCURRENT", "7")
+    return SystemdLauncher(db=str(home / "scheduler.db"), home=str(home), manager="system")
+
+
+def test_a_command_becomes_a_unit_with_what_is_left_of_its_lease(
+    home: Path, store: Any, fake: Fake, launcher: SystemdLauncher
+) -> None:
+    one = claims(home, store, job(argv=("echo", "%n", "")))
+    assert launcher.launch(one) == []
+    [call] = fake.calls
+    assert {"--no-block", "--collect", "--unit=carolctl-run-1-1.service", "--slice=carolctl.slice"} <= {*call}
+    assert "--property=RuntimeMaxSec=60000ms" in call
+    assert {"--setenv=CAROL_RUN_ID=1", "--setenv=CAROL_CLAIM=1", "--setenv=SCHEDULE_MAX_CONCURRENT=7"} <= {
+        *call
+    }
+    assert call[call.index("--") :] == ["--", "echo", "%n", ""]
+    hooks = [word for word in call if "unit_hook" in word]
+    assert [hook.split("=")[1] for hook in hooks] == ["ExecCondition", "ExecStopPost"]
+    assert all('"-I" "-m" "carolctl.unit_hook"' in hook and f'"1" "1" "{home}"' in hook for hook in hooks)
+    assert "hush" not in " ".join(call)
+
+
+def test_http_runs_share_a_unit_and_are_handed_the_environment_in_a_private_file(
+    home: Path, store: Any, fake: Fake, launcher: SystemdLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = claims(home, store, job("a", url="http://h/a"), job("b", url="http://h/b"))
+    assert launcher.launch(both) == []
+    [call] = fake.calls
+    assert call[call.index("--") + 1 :][1:] == ["-I", "-m", "carolctl.runner", "http", "1:1", "2:1"]
+    assert "hush" not in " ".join(call)
+    [file] = (home / "units").iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    monkeypatch.delenv("SECRET_TOKEN")
+    handover.take("carolctl-http-1-1.service", str(home))
+    assert os.environ["SECRET_TOKEN"] == "hush"
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("complaint", "loaded", "fails"),
+    [
+        ("Failed to find executable x: No such file or directory", "not-found", True),
+        ("Failed to start transient service unit: Unknown assignment: X=1", "not-found", True),
+        ("Failed to start transient service unit: Unit u was already loaded or has a fragment file.", "loaded", False),
+        ("Failed to start transient service unit: something else", "loaded", False),
+        ("Failed to connect to bus: No such file or directory", "", False),
+        ("Failed to start transient service unit: Connection timed out", "not-found", False),
+        ("Failed to start transient service unit: Transaction for x is destructive", "not-found", False),
+    ],
+)  # fmt: skip
+def test_only_what_was_refused_for_certain_is_a_failed_launch(
+    home: Path, store: Any, fake: Fake, launcher: SystemdLauncher, complaint: str, loaded: str, fails: bool
+) -> None:
+    fake.says(complaint, loaded=loaded)
+    failures = launcher.launch(claims(home, store, job()))
+    assert [failure.message for failure in failures] == ([f"systemd-run: {complaint}"] if fails else [])
+
+
+@pytest.mark.parametrize(
+    ("manager", "said", "message"),
+    [
+        ("user", {"run_as": "root"}, "--run-as needs the system manager: run the tick as root"),
+        ("system", {"run_as": "nobody-at-all"}, "no such user: nobody-at-all"),
+        ("system", {"working_directory": "/no/such"}, "no such folder: /no/such"),
+        ("system", {"environment_file": "/no/such"}, "no such file: /no/such"),
+        ("system", {"run_as": "root", "environment_file": "/dev/null"},
+         "/dev/null must belong to root and be writable by nobody else, for a job with --run-as"),
+    ],
+)  # fmt: skip
+def test_what_systemd_would_only_find_when_nobody_listens_is_refused_before(
+    home: Path, store: Any, fake: Fake, manager: Any, said: dict[str, Any], message: str
+) -> None:
+    launcher = SystemdLauncher(db=str(home / "scheduler.db"), home=str(home), manager=manager)
+    [one] = claims(home, store, job(action=CommandAction(argv=("true",), **said)))
+    assert launcher.launch([one]) == [LaunchFailure(run_id=1, claim_no=1, message=message)]
+    assert fake.calls == []
+
+
+def test_a_run_whose_job_is_gone_is_refused(home: Path, store: Any, fake: Fake) -> None:
+    launcher = SystemdLauncher(db=str(home / "scheduler.db"), home=str(home), manager="system")
+    [one] = claims(home, store, job())
+    assert len(launcher.launch([replace(one, action=None)])) == 1
+
+
+def test_the_process_launcher_is_chosen_where_no_manager_answers(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_manager, "_BOOTED", "/no/such/folder")
+    assert isinstance(choose("auto", db=str(home / "scheduler.db"), home=str(home)), ProcessLauncher)
+
+
+# -- proof of death ----
+
+
+def _running(store: Any, home: Path, unit: str) -> Run:
+    claims(home, store, job())
+    with store(home).write() as tx:
+        started = tx.start(1, 1, now=T0, pid=None, pid_start=None, unit=unit)
+    assert started is not None
+    run: Run = started.run
+    return run
+
+
+@pytest.mark.parametrize(
+    ("listing", "expected"),
+    [
+        ("carolctl-run-1-1.service loaded active running x\n", "alive"),
+        ("carolctl-run-1-1.service loaded failed failed x\n", "dead"),
+        ("", "dead"),
+        (None, "unknown"),
+    ],
+)
+def test_a_unit_is_dead_only_when_the_manager_says_so(
+    home: Path, store: Any, monkeypatch: pytest.MonkeyPatch, listing: str | None, expected: str
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def answer(_manager: str, *words: str) -> str | None:
+        asked.append(words)
+        return listing
+
+    monkeypatch.setattr(service_manager, "systemctl", answer)
+    run = _running(store, home, "carolctl-run-1-1.service")
+    db = str(home / "scheduler.db")
+    found = service_manager.probe([run, replace(run, run_id=2)], db=db, host="here", boot_id="b")
+    assert found == {1: expected, 2: expected}
+    assert len(asked) == 1, "one question however many"
+    assert service_manager.probe([run], db=db, host="elsewhere", boot_id="b") == {1: "unknown"}
+    assert service_manager.probe([run], db=db, host="here", boot_id="another") == {1: "dead"}
+    assert service_manager.probe([run], db="/no/such/db", host="here", boot_id="b") == {1: "unknown"}
+
+
+def test_a_pool_is_told_and_a_command_is_stopped(
+    home: Path, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(service_manager, "systemctl", lambda _manager, *words: asked.append(words))
+    monkeypatch.setattr(service_manager.clock, "hostname", lambda: "here")
+    monkeypatch.setattr(service_manager.clock, "boot_id", lambda: "b")
+    run = _running(store, home, "carolctl-run-1-1.service")
+    pool = replace(run, run_id=2, unit="carolctl-http-2-1.service")
+    service_manager.stop([run, pool, replace(pool, run_id=3), replace(run, host="elsewhere", unit="x")])
+    assert asked == [
+        ("kill", "--kill-who=main", "--signal=TERM", "carolctl-http-2-1.service"),
+        ("stop", "--no-block", "carolctl-run-1-1.service"),
+    ]
+
+
+# -- events of another user ----
+
+
+def _event(run_id: int, event_id: str) -> str:
+    return f'{{"kind":"event","event_id":"{event_id}","run_id":{run_id},"event_kind":"turns","emitted_at":1}}'
+
+
+def test_only_plain_events_about_the_run_itself_are_brought_home(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAROL_DATA_DIR", str(home))
+    away = tmp_path / "away" / "spool" / "new"
+    away.mkdir(parents=True)
+    (away / "event-good.json").write_text(_event(5, "good"))
+    (away / "event-other.json").write_text(_event(6, "other"))
+    (away / "finish-5-1.json").write_text(_event(5, "x"))
+    (away / "event-noise.json").write_text("{")
+    (tmp_path / "secret").write_text(_event(5, "secret"))
+    (away / "event-link.json").symlink_to(tmp_path / "secret")
+    (away / "event-hard.json").hardlink_to(tmp_path / "secret")
+    os.mkfifo(away / "event-fifo.json")
+    assert foreign_spool.bring_home(str(tmp_path / "away"), 5) == 1
+    assert [file.name for file in (home / "spool" / "new").iterdir()] == ["event-good.json"]
+
+
+def test_a_link_in_place_of_the_spool_is_not_followed(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAROL_DATA_DIR", str(home))
+    (tmp_path / "other" / "new").mkdir(parents=True)
+    (tmp_path / "other" / "new" / "event-a.json").write_text(_event(5, "a"))
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / "spool").symlink_to(tmp_path / "other")
+    assert foreign_spool.bring_home(str(tmp_path / "away"), 5) == 0
+
+
+# -- the options of a job ----
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (("--memory-max", "12Q"), "memory_max"),
+        (("--memory-max", "32M"), "memory_max"),
+        (("--cpu-quota", "half"), "cpu_quota"),
+        (("--cpu-quota", "1%"), "cpu_quota"),
+        (("--run-as", "a b"), "run_as"),
+        (("--working-directory", "relative"), "working_directory"),
+        (("--environment-file", "../x"), "environment_file"),
+        (("--load-credential", "key"), "load_credential"),
+    ],
+)
+def test_a_value_that_systemd_would_refuse_is_refused_where_it_is_typed(
+    inside: Any, words: tuple[str, ...], field: str
+) -> None:
+    done = inside("add-job", "x", "--manual", *words, "--json", "--", "true")
+    assert done.code == 2
+    assert field in done.error()["message"].replace("-", "_")
+
+
+def test_options_of_a_command_are_kept_changed_and_taken_away(inside: Any) -> None:
+    words = ("--run-as", "agent", "--memory-max", "1G", "--no-sandbox", "--load-credential", "k:/k")
+    assert inside("add-job", "x", "--manual", *words, "--", "true").code == 0
+    assert inside("edit-job", "x", "--memory-max", "none", "--load-credential", "none", "--sandbox").code == 0
+    shown = inside("show-job", "x", "--json").json()["action"]
+    assert shown == {"kind": "command", "argv": ["true"], "run_as": "agent"}
+    assert inside("edit-job", "x", "--", "false").code == 0
+    assert inside("show-job", "x", "--json").json()["action"] == shown | {"argv": ["false"]}
+    assert inside("add-job", "y", "--manual", "--url", "http://h/", "--run-as", "agent").code == 2
