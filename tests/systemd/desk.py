@@ -14,7 +14,7 @@ HOME = "/var/lib/carolctl"
 UNITS = "/etc/systemd/system"
 USER_HOME = f"/home/{USER}/.local/state/carolctl"
 USER_UNITS = f"/home/{USER}/.config/systemd/user"
-_PATIENCE_SEC = 20
+_PATIENCE_SEC = 40
 
 
 def until(answer: Callable[[], Any], what: str, patience: float = _PATIENCE_SEC) -> Any:
