@@ -36,7 +36,7 @@ def finish(run_id: int, claim_no: int, told: str) -> None:
 
     `told` is the folder in which the command was told to leave its result and its events.
     """
-    failpoint("hook-before-finish")
+    failpoint("unit-before-finish")
     unit = run_unit(run_id, claim_no)
     store, run = _look(run_id)
     handover.take(unit, places.data_home())
@@ -112,7 +112,7 @@ def _record(store: Store | None, outcome: Outcome, *, refilling: bool) -> None:
     from carolctl import claims
 
     claimed = claims.finish(store, [outcome], refilling=refilling)
-    failpoint("hook-recorded")
+    failpoint("unit-recorded")
     claims.launch_all(store, claimed)
 
 

@@ -45,7 +45,7 @@ def result_file(run_id: int, claim_no: int, folder: str) -> str:
 
 def start(run_id: int, claim_no: int) -> int:
     """Claimed to running, under the name of the unit; 0 for the one whose command is to run."""
-    failpoint("hook-before-start")
+    failpoint("unit-before-start")
     store = open_own_store()
     with store.read() as snapshot:
         run = snapshot.run(run_id)
@@ -56,5 +56,5 @@ def start(run_id: int, claim_no: int) -> int:
     unit = run_unit(run_id, claim_no)
     with store.write() as tx:
         started = tx.start(run_id, claim_no, now=clock.now(), pid=None, pid_start=None, unit=unit)
-    failpoint("hook-after-start")
+    failpoint("unit-after-start")
     return Exit.OK if started else Exit.FAILED

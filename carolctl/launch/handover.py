@@ -9,10 +9,13 @@ command of a job never sees it.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from carolctl.lockguard import require_unlocked
+
+_KEPT_SEC = 86_400
 
 _ORDINARY = frozenset({
     "PATH", "LANG", "LANGUAGE", "HOME", "LOGNAME", "USER", "SHELL", "PWD", "OLDPWD", "SHLVL", "TERM", "_",
@@ -40,10 +43,21 @@ def leave(units: Iterable[str], home: str) -> None:
     content = b"\0".join(name + b"=" + value for name, value in extra.items())
     with suppress(OSError):
         os.makedirs(os.path.join(home, "units"), mode=0o700, exist_ok=True)
+        _clear_out(os.path.join(home, "units"))
         for unit in units:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             with open(os.open(_path(unit, home), flags, 0o600), "wb") as file:
                 file.write(content)
+
+
+def _clear_out(folder: str) -> None:
+    """Remove what nobody came for: the unit was never started."""
+    for entry in os.scandir(folder):
+        if (
+            entry.name.endswith(".env")
+            and time.time() - entry.stat(follow_symlinks=False).st_mtime > _KEPT_SEC
+        ):
+            os.unlink(entry.path)
 
 
 def take(unit: str, home: str) -> None:

@@ -24,17 +24,22 @@ def output(units: Sequence[str], *, since: Millis, cursor: str | None = None) ->
     `Unavailable` where there is none.
     """
     require_unlocked("reading the journal")
-    system = manager_of_user() == "system"
-    field = "_SYSTEMD_UNIT" if system else "_SYSTEMD_USER_UNIT"
-    begin = f"--after-cursor={cursor}" if cursor else f"--since=@{since // 1000}"
-    chosen = [*(f"{field}={unit}" for unit in units), "_TRANSPORT=stdout"]
-    if not system:
+    chosen = [*map(_match, units), "_TRANSPORT=stdout"]
+    if manager_of_user() == "user":
         chosen.append(f"_UID={os.getuid()}")
+    begin = f"--after-cursor={cursor}" if cursor else f"--since=@{since // 1000}"
     lines = _journalctl("--output=cat", "--all", "--show-cursor", begin, *chosen)
     text, found, last = lines.rpartition(_CURSOR)
     if not found:
         return lines.decode("utf-8", "backslashreplace"), cursor
     return text.decode("utf-8", "backslashreplace"), last.strip().decode()
+
+
+def _match(unit: str) -> str:
+    """How its lines are found. The journal does not know the user unit of a process that ended very soon."""
+    if manager_of_user() == "system":
+        return f"_SYSTEMD_UNIT={unit}"
+    return f"SYSLOG_IDENTIFIER={unit.removesuffix('.service')}"
 
 
 def flush() -> None:

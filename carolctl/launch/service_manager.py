@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -23,6 +24,7 @@ Manager = Literal["system", "user"]
 ANSWER_SEC = 10.0
 """How long an answer is waited for; a manager that reloads a large machine takes its time."""
 
+_PAUSES_SEC = (0.2, 0.5, 0.0)
 _BOOTED = "/run/systemd/system"
 _OURS = ("carolctl-run-*.service", "carolctl-http-*.service")
 _LINE = re.compile(r"^\W*(carolctl-\S+\.service) +\S+ +(\S+) ", re.MULTILINE)
@@ -39,8 +41,20 @@ def manager_here() -> Manager | None:
     if not os.path.isdir(_BOOTED):
         return None
     manager = manager_of_user()
-    answer = systemctl(manager, "show", "--property=Version", "--value")
-    return manager if answer else None
+    for pause in _PAUSES_SEC:
+        if systemctl(manager, "show", "--property=Version", "--value"):
+            return manager
+        if not _listens(manager):
+            return None
+        # It hangs up on everybody while it executes itself anew.
+        require_unlocked("waiting for the service manager")
+        time.sleep(pause)
+    return None
+
+
+def _listens(manager: Manager) -> bool:
+    folder = "/run" if manager == "system" else environment(os.environ).get("XDG_RUNTIME_DIR", "/nowhere")
+    return os.path.exists(os.path.join(folder, "systemd", "private"))
 
 
 def option(manager: Manager) -> list[str]:

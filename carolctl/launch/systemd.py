@@ -36,7 +36,12 @@ LARGEST_POOL = 32
 _AT_ONCE = 4
 _LAUNCH_SEC = 20.0
 _GATE_SEC = 10
-_SETTINGS = (*(one.env for one in config.REGISTRY if one.env), "CAROL_BUSY_TIMEOUT_MS", "CAROL_NOW")
+_SETTINGS = (
+    *(one.env for one in config.REGISTRY if one.env),
+    "CAROL_BUSY_TIMEOUT_MS",
+    "CAROL_NOW",
+    "CAROL_FAILPOINT",
+)
 #: What systemd-run says when nothing is wrong with the run itself.
 _NO_VERDICT = (
     "already loaded", "already exists", "Failed to connect", "timed out", "Connection reset", "did not receive",
@@ -158,7 +163,10 @@ class SystemdLauncher:
             f"--slice={SLICE}",
             f"--description={about}",
             *(f"--setenv={name}={value}" for name, value in environment.items()),
-            *(f"--property={text}" for text in properties),
+            *(
+                f"--property={text}"
+                for text in (f"SyslogIdentifier={unit.removesuffix('.service')}", *properties)
+            ),
             "--",
             *(doubled(word) for word in command),
         ]

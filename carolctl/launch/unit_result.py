@@ -58,7 +58,8 @@ def _reason(end: UnitEnd, said: FailureClass | None, status: int | None) -> Fail
     result = end.service_result
     if end.being_stopped and not (result == "timeout" and end.past_lease):
         return "aborted"
-    if not end.started or not end.executed or result in _NEVER_RAN:
+    if not (end.started and end.executed and end.exit_code) or result in _NEVER_RAN:
+        # Without an exit code there was no process: a hook died, or was too slow.
         return "launch_failed"
     if result == "oom-kill":
         return "out_of_memory"
@@ -78,7 +79,7 @@ def _by_itself(end: UnitEnd, status: int | None) -> FailureClass | None:
         return "exit_nonzero" if status else None
     if end.exit_code in ("killed", "dumped"):
         return "killed"
-    return None if end.service_result == "success" else "outcome_unknown"
+    return "outcome_unknown"
 
 
 def exit_status(code: str, status: str) -> int | None:

@@ -55,6 +55,13 @@ class Place:
             time.sleep(0.05)
         return row
 
+    def polite(self, *options: str) -> int:
+        """Launch a command that ends at SIGTERM with exit status 0; its run, as soon as it is able to."""
+        run_id = self.launch(*options, "--", "sh", "-c", _POLITE)
+        self.until(run_id, "running")
+        self.machine.sh(f"until test -e /srv/ready-{run_id}; do sleep 0.05; done")
+        return run_id
+
     def ended(self, *words: str) -> dict[str, Any]:
         """The row of a run of a new job of these words, after its end; a failed launch counts as one."""
         self.carol("run-job", job := self.job(*words), check=False)
@@ -85,8 +92,7 @@ def how(row: dict[str, Any]) -> tuple[str, str | None, int | None]:
 
 # -- every kind of end -----------------------------------------------------------------------------------------
 
-_DEAF = 'trap "" TERM; while :; do sleep 0.1; done'
-_POLITE = 'trap "exit 0" TERM; while :; do sleep 0.1; done'
+_POLITE = 'trap "exit 0" TERM; touch /srv/ready-$CAROL_RUN_ID; while :; do sleep 0.1; done'
 
 
 @pytest.mark.parametrize(
@@ -99,7 +105,7 @@ _POLITE = 'trap "exit 0" TERM; while :; do sleep 0.1; done'
         (("--", "sh", "-c", "kill -TERM $$"), "failed", "killed", 143),
         (("--", "sh", "-c", "ulimit -c 0; kill -SEGV $$"), "failed", "killed", 139),
         (("--max-run-duration", "1s", "--", "sleep", "60"), "failed", "lease_expired", 143),
-        (("--max-run-duration", "1s", "--", "sh", "-c", _POLITE), "failed", "lease_expired", 0),
+        (("--max-run-duration", "2s", "--", "sh", "-c", _POLITE), "failed", "lease_expired", 0),
         (("--", "sh", "-c", "setsid sleep 60 & exit 0"), "completed", None, 0),
         (("--", "sh", "-c", 'echo \'{"failure_reason":"auth_failed"}\' >"$CAROL_RESULT_FILE"'),
          "failed", "auth_failed", 0),
@@ -120,15 +126,13 @@ def test_every_end_of_a_command_is_recorded_with_its_class(
 def test_a_command_that_is_stopped_by_an_operator_counts_as_aborted_however_politely_it_ends(
     place: Place,
 ) -> None:
-    run_id = place.launch("--", "sh", "-c", _POLITE)
-    place.until(run_id, "running")
+    run_id = place.polite()
     place.machine.run("systemctl", "stop", unit(run_id))
     assert how(place.run(run_id)) == ("failed", "aborted", 0)
 
 
 def test_a_command_that_is_cancelled_is_stopped_and_then_its_slot_is_freed(place: Place) -> None:
-    run_id = place.launch("--", "sh", "-c", _POLITE)
-    place.until(run_id, "running")
+    run_id = place.polite()
     assert place.carol("cancel-run", str(run_id)) == {"cancelled": [], "stopping": [run_id]}
     assert place.until(run_id, "cancelled")["failure_reason"] is None
 
@@ -306,6 +310,30 @@ def test_a_unit_that_vanished_without_a_word_is_lost_at_the_next_tick(place: Pla
     assert place.run(run_id)["failure_reason"] == "process_lost"
 
 
+@pytest.mark.parametrize(
+    ("point", "soon", "in_the_end"),
+    [
+        ("unit-before-start", ("failed", "launch_failed"), ("failed", "launch_failed")),
+        ("unit-after-start", ("failed", "launch_failed"), ("failed", "launch_failed")),
+        ("unit-before-finish", ("running", None), ("failed", "process_lost")),
+        ("finish-settled", ("running", None), ("failed", "process_lost")),
+        ("unit-recorded", ("completed", None), ("completed", None)),
+    ],
+)
+def test_a_hook_that_is_killed_loses_no_run_and_runs_none_twice(
+    place: Place, point: str, soon: tuple[str, str | None], in_the_end: tuple[str, str | None]
+) -> None:
+    place.machine.sh("rm -f /srv/marks")
+    job_id = place.job("--", "sh", "-c", "echo x >>/srv/marks")
+    run_id = place.carol("run-job", job_id, CAROL_FAILPOINT=f"{point}:kill")["run_id"]
+    place.machine.sh(f"while systemctl list-units --all | grep -q {unit(run_id)}; do sleep 0.05; done")
+    assert (place.run(run_id)["status"], place.run(run_id)["failure_reason"]) == soon
+    place.carol("tick")
+    assert (place.run(run_id)["status"], place.run(run_id)["failure_reason"]) == in_the_end
+    marks = place.machine.run("cat", "/srv/marks", check=False).stdout
+    assert marks == ("" if "start" in point else "x\n")
+
+
 def test_a_run_that_ends_while_the_database_is_locked_comes_home_by_the_spool(place: Place) -> None:
     run_id = place.launch("--", "sh", "-c", "sleep 0.5; exit 4")
     place.until(run_id, "running")
@@ -320,6 +348,44 @@ def test_a_run_that_ends_while_the_database_is_locked_comes_home_by_the_spool(pl
     )
     place.carol("tick")
     assert how(place.run(run_id)) == ("failed", "exit_nonzero", 4)
+
+
+# -- many at once ----------------------------------------------------------------------------------------------
+
+_MANY = 50
+_BARE = f"""
+import subprocess, time
+began = time.monotonic()
+for n in range({_MANY}):
+    subprocess.run(["systemd-run", "--quiet", "--no-block", f"--unit=bare-{{time.monotonic_ns()}}", "true"], check=True)
+print(time.monotonic() - began)
+"""
+
+
+def test_fifty_commands_of_one_tick_are_launched_about_as_fast_as_systemd_starts_fifty_units(
+    machine: Machine,
+) -> None:
+    many = Place(machine, ENV | {"CAROL_DATA_DIR": "/var/lib/carolctl-many"})
+    words = "['add-job', f'many{n}', '--every', '1d', '--', 'true']"
+    script = f"from carolctl.cli import entry\nfor n in range({_MANY}): entry.run({words})"
+    machine.run(PYTHON, "-I", "-c", script, env=many.env)
+    ratios = []
+    for day in (1, 2, 3):
+        bare = float(machine.run(PYTHON, "-I", "-c", _BARE).stdout)
+        machine.sh("while systemctl list-units --all --no-legend 'bare-*' | grep -q .; do sleep 0.1; done")
+        then = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + day * 86_400 + 60))
+        began = time.monotonic()
+        report = many.carol("tick", CAROL_NOW=then)
+        ratios.append((time.monotonic() - began) / bare)
+        assert len(report["launched"]) == _MANY
+        many.until(report["launched"][-1], "completed")
+        machine.sh("while systemctl list-units --no-legend 'carolctl-run-*' | grep -q .; do sleep 0.1; done")
+        ended = many.carol("list-runs", "--limit", str(_MANY))["runs"]
+        assert {row["status"] for row in ended} == {"completed"}
+        if ratios[-1] <= 1.3:
+            break
+    print(f"ratios: {ratios}")
+    assert min(ratios) <= 1.3, ratios
 
 
 # -- HTTP ------------------------------------------------------------------------------------------------------
@@ -457,7 +523,7 @@ def three(place: Place) -> Callable[[], list[int]]:
     def begin() -> list[int]:
         runs = [
             place.launch("--", "sleep", "100"),
-            place.launch("--max-attempts", "3", "--", "sh", "-c", _POLITE),
+            place.polite("--max-attempts", "3"),
             place.launch("--max-attempts", "3", "--idempotent", "--", "sleep", "100"),
         ]
         for run_id in runs:

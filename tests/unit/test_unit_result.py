@@ -45,8 +45,12 @@ def reason(what: UnitEnd, said: FailureClass | None = None) -> str | None:
         (end("exit-code", "exited", "243", started=False), "launch_failed"),
         (end("exit-code", "exited", "203", executed=False), "launch_failed"),
         (end("exit-code", "exited", "203"), "exit_nonzero"),
-        (end("something-new"), "outcome_unknown"),
-        (end(""), "outcome_unknown"),
+        # Its start hook was killed after it had made the run running: the command never was.
+        (end("signal"), "launch_failed"),
+        (end("timeout", past_lease=True), "launch_failed"),
+        (end("something-new"), "launch_failed"),
+        (end("something-new", "exited", "0"), None),
+        (end("something-new", "vanished", "0"), "outcome_unknown"),
     ],
 )  # fmt: skip
 def test_every_end_of_a_unit_has_its_failure_class(what: UnitEnd, expected: str | None) -> None:
