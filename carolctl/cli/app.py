@@ -74,6 +74,9 @@ COMMANDS: dict[str, dict[str, str]] = {
     "forecast_commands": {
         "collision-check": "Show which schedules fall together, and how many turns that takes.",
     },
+    "evidence_commands": {
+        "why": "Say what became of a slot, or will, and show the rows that prove it.",
+    },
     "migration_commands": {
         "migrate-jobs": "Bring the legacy planner database's jobs over.",
         "export-legacy": "Write the jobs in the shape of the legacy job table: the way back.",

@@ -187,3 +187,6 @@ CREATE TABLE audit_log (
   reason   TEXT
 ) STRICT;
 CREATE INDEX audit_log_at ON audit_log (at);
+-- Why did it not run: what was done to one job, and when no tick came.
+CREATE INDEX audit_log_by_subject ON audit_log (subject, at) WHERE subject IS NOT NULL;
+CREATE INDEX audit_log_gaps ON audit_log (at) WHERE command = 'tick_gap';
