@@ -6,7 +6,7 @@ it is given; they end when the test says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,32 +53,36 @@ class Fleet:
 
     def launch(self, claimed: Sequence[Claimed]) -> list[launch.LaunchFailure]:
         """As a launcher: everything starts at once."""
-        for one in claimed:
+        if claimed:
+            claims = [(one.run.run_id, one.run.claim_no) for one in claimed]
             with self.store.write() as tx:
-                begun = tx.start(
-                    one.run.run_id, one.run.claim_no, now=self.now, pid=None, pid_start=None, unit="none"
-                )
-            if begun:
-                self.running[one.run.run_id] = begun
+                begun = tx.start_all(claims, now=self.now, pid=None, pid_start=None, unit="none")
+            self.running |= {one.run.run_id: one for one in begun}
         return []
 
     def end(self, run_id: int, failure: FailureClass | None = None, *, turns: int | None = None) -> None:
         """A run ends, and what was claimed in its place begins."""
-        one = self.running.pop(run_id)
-        outcome = Outcome(
-            run_id=run_id,
-            claim_no=one.run.claim_no,
-            status="failed" if failure else "completed",
-            completed_at=self.now,
-            failure_reason=failure,
-            turns=turns,
-        )
-        self.launch(settle_and_refill(self.store, [outcome], now=self.now)[1])
+        self.end_together({run_id: failure}, turns=turns)
+
+    def end_together(self, ends: Mapping[int, FailureClass | None], *, turns: int | None = None) -> None:
+        """Several runs end in one write, each well or by its failure."""
+        outcomes = [
+            Outcome(
+                run_id=run_id,
+                claim_no=self.running.pop(run_id).run.claim_no,
+                status="failed" if failure else "completed",
+                completed_at=self.now,
+                failure_reason=failure,
+                turns=turns,
+            )
+            for run_id, failure in ends.items()
+        ]
+        self.launch(settle_and_refill(self.store, outcomes, now=self.now)[1])
 
     def end_all(self) -> None:
         """Everything that runs ends, and what takes its place."""
         while self.running:
-            self.end(min(self.running))
+            self.end_together(dict.fromkeys(sorted(self.running)))
 
     def runs(self, job_id: str) -> list[Run]:
         """The runs of a job, oldest first."""
@@ -94,5 +98,7 @@ def make_fleet(home: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CAROL_DATA_DIR", str(home))
     fleet = Fleet(builders.store(home), monkeypatch).at(T0)
+    # Nothing is killed here, so nothing need be on the disk; thousands of writes are then a matter of seconds.
+    fleet.store._connection.execute("PRAGMA synchronous = OFF")
     monkeypatch.setattr(launch, "choose_configured", lambda: fleet)
     return fleet
