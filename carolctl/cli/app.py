@@ -77,6 +77,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "evidence_commands": {
         "why": "Say what became of a slot, or will, and show the rows that prove it.",
         "audit": "Prove that no slot of a period lacks its row, or say which do.",
+        "stats": "Show waits, durations, lateness, turns and failures, and how they change.",
     },
     "migration_commands": {
         "migrate-jobs": "Bring the legacy planner database's jobs over.",

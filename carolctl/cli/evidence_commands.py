@@ -1,4 +1,4 @@
-"""What people ask about the past and the present of slots: why, audit."""
+"""What people ask about the past and the present of slots: why, audit, stats."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from carolctl.cli.output import print_json, print_lines
 from carolctl.errors import Exit, NotFound, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from carolctl.cli.render import Tone
+    from carolctl.firing_stats import JobStats, Spread
     from carolctl.slot_audit import Account, Audit
+    from carolctl.stats import Stats
     from carolctl.why import Answer
 
 _TONES: dict[str, Tone] = {
@@ -164,3 +166,141 @@ def _account_row(one: Account, what: str, slots: Sequence[int], tone: Tone) -> l
 
     first, last = render.moment(slots[0]), render.moment(slots[-1])
     return [one.job_id, len(slots), render.Toned(what, tone), first, last, one.schedule]
+
+
+@application.command(
+    "stats",
+    epilog=help_epilog(
+        "carolctl stats nightly --since 7d",
+        x2="a time that cannot be read",
+        x66="no such job, no job store",
+    ),
+)
+def stats(
+    job_id: Annotated[str | None, typer.Argument(metavar="JOB", help="Only this job")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="DUR|ISO", help="Ended since [as long as metrics are kept]"),
+    ] = None,
+    db: Db = None,
+    as_json: Json = False,
+) -> int:
+    """Show waits, durations, lateness, turns and failures, and how they change.
+
+    Of a job its newest 1,000 attempts, of all jobs the newest 200 of each. Warns of runs that come near their lease.
+    Without JOB it says after a week of metrics whether the cap should be raised, kept or lowered; nothing is applied.
+    """
+    from carolctl.cli.periods import instant_or_ago
+    from carolctl.stats import stats as ask
+
+    session = open_session(db)
+    begin = None if since is None else instant_or_ago(since, session.now, field="since")
+    found = ask(session, job_id, begin)
+    if as_json:
+        print_json(found.document())
+    else:
+        _print_job(found.jobs[0]) if job_id is not None else _print_fleet(found)
+        _print_advice(found)
+    return Exit.OK
+
+
+def _print_fleet(found: Stats) -> None:
+    from carolctl.cli import render
+
+    if not found.jobs:
+        print_lines(["no jobs"])
+        return
+    columns = [
+        render.Column(name="job", least=12, overflow="fold"),
+        render.Column(name="tries", least=5, justify="right"),
+        render.Column(name="failed", least=6, justify="right"),
+        render.Column(name="took p50", least=8, justify="right"),
+        render.Column(name="p95", least=6, justify="right"),
+        render.Column(name="trend", least=7, dispensable=1),
+        render.Column(name="wait p95", least=8, justify="right", dispensable=2),
+        render.Column(name="late p95", least=8, justify="right", dispensable=3),
+        render.Column(name="turns p50", least=9, justify="right", dispensable=4),
+        render.Column(name="skipped", least=7, justify="right", dispensable=5),
+    ]
+    render.table(None, columns, [_stats_row(one) for one in found.jobs])
+
+
+def _stats_row(one: JobStats) -> list[object]:
+    return [
+        one.job_id,
+        one.attempts,
+        sum(one.failures.values()),
+        _seconds(one.duration_ms.p50),
+        _seconds(one.duration_ms.p95),
+        one.duration_trend.word if one.attempts else None,
+        _seconds(one.wait_ms.p95),
+        _seconds(one.lateness_ms.p95),
+        one.turns.p50,
+        sum(one.skips.values()),
+    ]
+
+
+def _seconds(ms: int | None) -> str | None:
+    if ms is None:
+        return None
+    return f"{ms / 1000:.1f} s" if abs(ms) < 100_000 else f"{ms / 60_000:.1f} m"
+
+
+def _print_job(one: JobStats) -> None:
+    from carolctl.cli import render
+
+    columns = [
+        render.Column(name="", least=9),
+        *(render.Column(name=name, least=7, justify="right") for name in ("n", "p50", "p95", "p99", "max")),
+        render.Column(name="trend", least=24, dispensable=1),
+    ]
+    lines = [
+        _spread_row("wait", one.wait_ms, None),
+        _spread_row("took", one.duration_ms, one.duration_trend.word),
+        _spread_row("late", one.lateness_ms, None),
+        [
+            "turns",
+            one.turns.count,
+            one.turns.p50,
+            one.turns.p95,
+            one.turns.p99,
+            one.turns.max,
+            one.turns_trend.word,
+        ],
+    ]
+    since = f" since {clock.iso(one.since)}" if one.since is not None else ""
+    render.table(f"{one.job_id}: {one.attempts} attempts{since}", columns, lines)
+    render.pairs(
+        None,
+        [
+            ("failures", _counted(one.failures)),
+            ("skipped slots", _counted(one.skips)),
+            ("lease", f"{one.lease.lease_sec} s; {one.lease.over_share} attempts took over 80 % of it"),
+        ],
+    )
+
+
+def _spread_row(name: str, values: Spread, trend: str | None) -> list[object]:
+    shown = [_seconds(value) for value in (values.p50, values.p95, values.p99, values.max)]
+    return [name, values.count, *shown, trend]
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
+def _print_advice(found: Stats) -> None:
+    from carolctl.cli import render
+
+    for told in found.warnings():
+        render.line(f"WARNING: {told}", "warn")
+    cap = found.cap
+    if cap is None:
+        return
+    what = {
+        "raise": f"raise it to {cap.to}: carolctl config set schedule.max_concurrent {cap.to}",
+        "lower": f"lower it to {cap.to}: carolctl config set schedule.max_concurrent {cap.to}",
+        "keep": "keep it",
+        "too_early": "no advice yet",
+    }[cap.advice]
+    print_lines([f"cap {cap.cap}: {what} ({cap.because})"])

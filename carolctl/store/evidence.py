@@ -84,6 +84,59 @@ class EvidenceReads:
         )
         return [run_from_row(row) for row in rows.fetchall()]
 
+    def recent_metrics(self, job_id: str, *, since: Millis, limit: int) -> list[tuple[Any, ...]]:
+        """The newest attempts of a job that ended since, oldest first, by the fields of `firing_stats.Attempt`."""
+        rows = self._connection.execute(
+            "SELECT attempt, completed_at, slot_wait_ms, duration_ms, lateness_ms, turn_count, failure_reason"
+            " FROM schedule_firing_metrics WHERE job_id = ? AND completed_at >= ?"
+            " ORDER BY completed_at DESC LIMIT ?",
+            (job_id, since, limit),
+        )
+        return rows.fetchall()[::-1]
+
+    def recent_skips(self, job_id: str, *, since: Millis, limit: int) -> dict[str, int]:
+        """How many slots were skipped, by reason, in the newest rows of a job."""
+        rows = self._connection.execute(
+            "SELECT skip_reason, sum(coalesced) FROM"
+            " (SELECT skip_reason, coalesced, queued_at FROM runs WHERE job_id = ? ORDER BY run_id DESC LIMIT ?)"
+            " WHERE skip_reason IS NOT NULL AND queued_at >= ? GROUP BY skip_reason ORDER BY 2 DESC",
+            (job_id, limit, since),
+        )
+        return dict(rows.fetchall())
+
+    def oldest_metrics(self) -> Millis | None:
+        """When the oldest attempt ended that metrics are kept of."""
+        row = self._connection.execute("SELECT min(completed_at) FROM schedule_firing_metrics").fetchone()
+        oldest: Millis | None = row[0]
+        return oldest
+
+    def week_of_firings(self, since: Millis, *, waited_ms: int) -> tuple[int, int, int | None, int, int, int]:
+        """Firings, those that waited longer, p95 of the waits, most at once, put off by pressure, strained.
+
+        The first end among those that run at once sees all the others: the most at once is one more than it saw.
+        """
+        row = self._connection.execute(
+            """
+            SELECT coalesce(sum(attempt = 1), 0), coalesce(sum(attempt = 1 AND slot_wait_ms > :waited_ms), 0),
+                   coalesce(max(concurrent_schedules) + 1, 0),
+                   coalesce(sum(failure_reason = 'rate_limited' OR failure_reason = 'out_of_memory'), 0)
+              FROM schedule_firing_metrics WHERE completed_at >= :since
+            """,
+            {"since": since, "waited_ms": waited_ms},
+        ).fetchone()
+        p95 = self._connection.execute(
+            """
+            SELECT slot_wait_ms FROM schedule_firing_metrics
+             WHERE completed_at >= ?1 AND attempt = 1 AND slot_wait_ms IS NOT NULL
+             ORDER BY slot_wait_ms DESC LIMIT 1 OFFSET ?2
+            """,
+            (since, row[0] * 5 // 100),
+        ).fetchone()
+        deferred = self._connection.execute(
+            "SELECT count(*) FROM audit_log WHERE at >= ? AND command = 'deferred'", (since,)
+        ).fetchone()
+        return row[0], row[1], p95[0] if p95 else None, row[2], deferred[0], row[3]
+
     def _entries(self, statement: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
         cursor = self._connection.execute(statement, parameters)
         names = [column[0] for column in cursor.description]
