@@ -13,8 +13,8 @@ from carolctl.model import Millis
 from carolctl.session import Session
 from carolctl.store.records import PruneTable
 
-FIRST_BATCH, LARGEST_BATCH = 200, 2000
-_CALM_MS, _LONG_MS = 10.0, 25.0
+FIRST_BATCH, LARGEST_BATCH = 100, 1000
+_CALM_MS, _LONG_MS = 6.0, 12.0
 """A write shorter than the first lets the next batch grow, one longer than the second halves it: none comes to 50."""
 
 _DAY_MS = 24 * 3600 * 1000

@@ -79,6 +79,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "audit": "Prove that no slot of a period lacks its row, or say which do.",
         "stats": "Show waits, durations, lateness, turns and failures, and how they change.",
     },
+    "outlook_commands": {
+        "forecast": "Show what will run in the coming hours under the cap: starts, waits and the peak.",
+    },
     "migration_commands": {
         "migrate-jobs": "Bring the legacy planner database's jobs over.",
         "export-legacy": "Write the jobs in the shape of the legacy job table: the way back.",

@@ -92,5 +92,5 @@ def test_the_cap_is_recommended_on_the_evidence_of_a_week_alone(
 
 
 def test_a_batch_of_pruning_shrinks_when_a_write_took_long_and_grows_when_it_was_short() -> None:
-    assert [prune.next_batch(200, took) for took in (5.0, 15.0, 30.0)] == [400, 200, 100]
-    assert (prune.next_batch(2000, 1.0), prune.next_batch(1, 1000.0)) == (2000, 1)
+    assert [prune.next_batch(200, took) for took in (5.0, 9.0, 30.0)] == [400, 200, 100]
+    assert (prune.next_batch(1000, 1.0), prune.next_batch(1, 1000.0)) == (1000, 1)
