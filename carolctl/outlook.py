@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -26,6 +26,12 @@ class Forecast:
     default_ms: int
     #: Until when everything is paused (``forever``); None: it is not.
     paused: str | None
+    #: Jobs whose row cannot be understood.
+    damaged: Sequence[str] = ()
+
+    def unreadable(self) -> list[str]:
+        """The jobs that are left out: their row or their schedule cannot be read."""
+        return sorted({*self.damaged, *self.outlook.unreadable})
 
     def unmeasured(self) -> list[str]:
         """The jobs that run and were never measured."""
@@ -60,7 +66,7 @@ class Forecast:
             "longest_wait_sec": self.longest_wait_ms() // 1000,
             "default_duration_sec": self.default_ms // 1000,
             "unmeasured": self.unmeasured(),
-            "unreadable": list(outlook.unreadable),
+            "unreadable": self.unreadable(),
             "cut": outlook.is_cut,
         }
 
@@ -90,6 +96,7 @@ def forecast(session: Session, *, hours: int, cap: int | None, default_ms: int) 
     """What the coming `hours` bring; `cap` tries another one."""
     with session.store.read() as tx:
         settings, jobs, live = session.settings(tx), tx.jobs(), tx.live_runs()
+        damaged = [broken.job_id for broken in tx.damaged_jobs()]
         paused = tx.meta(global_pause.KEY)
         concerned = {job.job_id for job in jobs if job.next_fire_at is not None} | {
             run.job_id for run in live
@@ -109,7 +116,11 @@ def forecast(session: Session, *, hours: int, cap: int | None, default_ms: int) 
     until = Millis(session.now + hours * 3_600_000)
     outlook = simulation.simulate(fleet, now=session.now, until=until, first_tick=_first_tick(session.now))
     return Forecast(
-        outlook=outlook, measured=measured, default_ms=default_ms, paused=paused if is_paused else None
+        outlook=outlook,
+        measured=measured,
+        default_ms=default_ms,
+        paused=paused if is_paused else None,
+        damaged=damaged,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from carolctl import global_pause, job_history, jobs, places, run_view, slot_story, timing
 from carolctl.clock import iso
+from carolctl.errors import NotFound
 from carolctl.job_history import Entry, Epoch
 from carolctl.model import OCCUPYING, Job, Millis, Run
 from carolctl.session import Session
@@ -63,16 +64,24 @@ class Answer:
 def why(session: Session, job_id: str, asked: Millis | None) -> Answer:
     """What became of the slot at `asked`; without one, of the last that was due, or else the first to come.
 
-    Raises `NotFound` for a job of which nothing is known.
+    Raises `NotFound` for a job of which nothing is known, `BadData` for a damaged row.
     """
     with session.store.read() as tx:
-        job = tx.job(job_id)
+        job, unknown = _job(tx, job_id)
         changes = tx.schedule_changes(job_id)
         known = job_history.epochs(job_id, job, changes, tx.migrations())
-        if not known:
-            job = jobs.find(tx, job_id)
+        if unknown and not known:
+            raise unknown
         facts = _facts(tx, session, job_id, job, known, asked, changes)
     return Answer(facts=facts, story=slot_story.tell(facts))
+
+
+def _job(tx: ReadTx, job_id: str) -> tuple[Job | None, NotFound | None]:
+    """The job, or how to say that there is none: one that was removed has a past all the same."""
+    try:
+        return jobs.find(tx, job_id), None
+    except NotFound as unknown:
+        return None, unknown
 
 
 def _facts(

@@ -35,6 +35,7 @@ _TONES: dict[str, Tone] = {
         "carolctl why nightly --at 2026-03-29T01:30:00Z",
         x1="the slot was due and has no row, which must not be",
         x2="a time that cannot be read",
+        x65="the job's row is damaged",
         x66="no such job, no job store",
     ),
 )

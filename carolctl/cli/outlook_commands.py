@@ -62,8 +62,8 @@ def forecast(
         from carolctl.cli import gantt_svg
 
         gantt_svg.write(plot, found)
-    for job_id in found.outlook.unreadable:
-        warn(f"{job_id} is left out: its schedule cannot be read")
+    for job_id in found.unreadable():
+        warn(f"{job_id} is left out: its row or schedule cannot be read")
     if found.outlook.is_cut:
         warn("there is too much to foresee: the end is cut off")
     print_json(found.document()) if as_json else _print_forecast(found)

@@ -172,3 +172,20 @@ def test_a_period_older_than_the_retention_is_clipped_and_says_so(fleet: Fleet, 
     assert (told.code, "may have been pruned" in told.out, "pass: " in told.out) == (0, True, True)
     assert carol("audit", "nobody", **env).code == 66
     assert carol("audit", "--since", "2027-01-01", **env).code == 2
+
+
+def test_a_damaged_job_is_said_by_each_of_the_commands_and_stops_none(fleet: Fleet, carol: Carol) -> None:
+    fleet.add(job("sound"), job("broken"), job("odd"))
+    with fleet.store.write() as tx:
+        tx._connection.execute("UPDATE scheduled_jobs SET action = '{}' WHERE job_id = 'broken'")
+        tx._connection.execute(
+            "UPDATE scheduled_jobs SET schedule_expr = '99 * * * *', schedule_compiled = NULL WHERE job_id = 'odd'"
+        )
+    env = {"CAROL_NOW": str(iso(T0 + HOUR))}
+    found = carol("audit", "--json", **env)
+    assert (found.code, found.json()["unreadable"]) == (1, ["broken", "odd"])
+    assert carol("forecast", "--json", **env).json()["unreadable"] == ["broken", "odd"]
+    assert carol("why", "broken", **env).code == 65
+    odd = carol("why", "odd", "--json", **env)
+    assert (odd.code, odd.json()["verdict"]) == (0, "never_due")
+    assert carol("stats", **env).code == 0
