@@ -148,10 +148,20 @@ def remove(session: Session, job_id: str, *, cancel: bool) -> list[int]:
         with session.store.write() as tx:
             if check_removable(tx, job_id, cancel=cancel):
                 continue
+            before = _last_words(tx, job_id)
             tx.delete_job(job_id)
-            tx.audit(_entry(session, "remove-job", job_id, after={"cancelled": sorted(cancelled)}))
+            tx.audit(_entry(session, "remove-job", job_id, before, {"cancelled": sorted(cancelled)}))
         return sorted(cancelled)
     raise _contended(job_id)
+
+
+def _last_words(tx: ReadTx, job_id: str) -> dict[str, Any] | None:
+    """The job as the audit log keeps it: what its slots were can be told when it is gone."""
+    try:
+        job = tx.job(job_id)
+    except _UNREADABLE:
+        return None
+    return None if job is None else {k: v for k, v in _audited(job).items() if v is not None}
 
 
 def check_removable(tx: ReadTx | WriteTx, job_id: str, *, cancel: bool) -> list[Run]:

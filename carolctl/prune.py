@@ -13,7 +13,10 @@ from carolctl.model import Millis
 from carolctl.session import Session
 from carolctl.store.records import PruneTable
 
-BATCH = 500
+FIRST_BATCH, LARGEST_BATCH = 100, 1000
+_CALM_MS, _LONG_MS = 6.0, 12.0
+"""A write shorter than the first lets the next batch grow, one longer than the second halves it: none comes to 50."""
+
 _DAY_MS = 24 * 3600 * 1000
 
 
@@ -30,18 +33,31 @@ def prune(session: Session, *, dry_run: bool = False) -> dict[str, int]:
         "events": settings.retention_events_days,
         "audit_log": settings.retention_audit_days,
     }
-    gone: dict[str, int] = {}
-    for table in get_args(PruneTable):
-        before = Millis(session.now - days[table] * _DAY_MS)
-        gone[table] = 0
-        while True:
-            with session.store.write(dry_run=dry_run) as tx:
-                batch = tx.prune(table, before=before, limit=BATCH)
-            gone[table] += batch
-            if batch < BATCH or dry_run:
-                break
+    gone: dict[str, int] = {
+        table: _prune_table(session, table, Millis(session.now - days[table] * _DAY_MS), dry_run=dry_run)
+        for table in get_args(PruneTable)
+    }
     gone["files"] = _prune_files(session, days["runs"], dry_run=dry_run)
     return gone
+
+
+def _prune_table(session: Session, table: PruneTable, before: Millis, *, dry_run: bool) -> int:
+    """Batch after batch, each as large as the last write shows that it may be."""
+    gone, size = 0, FIRST_BATCH
+    while True:
+        with session.store.write(dry_run=dry_run) as tx:
+            batch = tx.prune(table, before=before, limit=size)
+        gone += batch
+        if batch < size or dry_run:
+            return gone
+        size = next_batch(size, session.store.write_lock_ms)
+
+
+def next_batch(size: int, took_ms: float) -> int:
+    """How many rows to delete next, when `size` took so long."""
+    if took_ms > _LONG_MS:
+        return max(1, size // 2)
+    return min(LARGEST_BATCH, size * 2) if took_ms < _CALM_MS else size
 
 
 def _prune_files(session: Session, days: int, *, dry_run: bool) -> int:

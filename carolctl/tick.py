@@ -297,8 +297,8 @@ def _reanchor(tx: WriteTx, plan: Plan, now: Millis) -> None:
                     now,
                     "reanchored",
                     before.job_id,
-                    before={"last_scheduled_for": before.last_scheduled_for},
-                    after={"last_scheduled_for": after.last_scheduled_for},
+                    before={name: getattr(before, name) for name in ("last_scheduled_for", "anchor_at")},
+                    after={name: getattr(after, name) for name in ("last_scheduled_for", "anchor_at")},
                     reason="the watermark lay more than 26 h ahead of the clock",
                 )
             )

@@ -18,6 +18,7 @@ from carolctl.store import db
 from carolctl.store.db import Store
 from tests import builders
 from tests.builders import Carol, Result
+from tests.fleet import Fleet, make_fleet
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -65,6 +66,14 @@ def store() -> Iterator[Callable[..., Store]]:
     yield opener
     for one in opened:
         one.close()
+
+
+@pytest.fixture
+def fleet(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
+    """An empty fleet in `home` whose clock stands at T0."""
+    made = make_fleet(home, monkeypatch)
+    yield made
+    made.store.close()
 
 
 _build = functools.cache(app.build)

@@ -74,6 +74,14 @@ COMMANDS: dict[str, dict[str, str]] = {
     "forecast_commands": {
         "collision-check": "Show which schedules fall together, and how many turns that takes.",
     },
+    "evidence_commands": {
+        "why": "Say what became of a slot, or will, and show the rows that prove it.",
+        "audit": "Prove that no slot of a period lacks its row, or say which do.",
+        "stats": "Show waits, durations, lateness, turns and failures, and how they change.",
+    },
+    "outlook_commands": {
+        "forecast": "Show what will run in the coming hours under the cap: starts, waits and the peak.",
+    },
     "migration_commands": {
         "migrate-jobs": "Bring the legacy planner database's jobs over.",
         "export-legacy": "Write the jobs in the shape of the legacy job table: the way back.",

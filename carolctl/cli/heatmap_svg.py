@@ -35,7 +35,12 @@ _STYLE = """
 
 
 def write(path: str, found: Check) -> None:
-    """Write the map to `path`, whole or not at all.
+    """Write the map to `path`; see `write_whole`."""
+    write_whole(path, svg(found))
+
+
+def write_whole(path: str, text: str) -> None:
+    """Write a picture to `path`, whole or not at all.
 
     Raises `UsageError` for what is no regular file, `NotFound` for a missing folder, `NotPermitted`.
     """
@@ -44,7 +49,7 @@ def write(path: str, found: Check) -> None:
         raise UsageError(f"{path[:200]} is no regular file", field="plot")
     partial = f"{path}.{os.getpid()}.partial"
     try:
-        _write_whole(partial, path, svg(found))
+        _replace(partial, path, text)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"no such folder: {os.path.dirname(path) or '.'}") from None
     except PermissionError as refusal:
@@ -53,7 +58,7 @@ def write(path: str, found: Check) -> None:
         ) from None
 
 
-def _write_whole(partial: str, path: str, text: str) -> None:
+def _replace(partial: str, path: str, text: str) -> None:
     try:
         with open(partial, "x", encoding="utf-8") as file:
             file.write(text)

@@ -345,10 +345,6 @@ def _one_of(word: str, words: tuple[str, ...], *, field: str) -> None:
 
 
 def _since(text: str | None, now: Millis) -> Millis | None:
-    from carolctl.schedule import parse_duration
+    from carolctl.cli.periods import instant_or_ago
 
-    if text is None:
-        return None
-    if text[:1].isdigit() and text[4:5] != "-":
-        return Millis(now - 1000 * parse_duration(text, field="since"))
-    return clock.parse_iso(text, field="since")
+    return None if text is None else instant_or_ago(text, now, field="since")

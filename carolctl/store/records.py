@@ -52,10 +52,12 @@ PruneTable = Literal["runs", "schedule_firing_metrics", "events", "audit_log"]
 _OLD: dict[PruneTable, tuple[str, str]] = {
     "runs": (
         "run_id",
-        """completed_at < :before AND run_id NOT IN (SELECT run_id FROM ledger_outbox)
+        """completed_at < :before
+           AND NOT EXISTS (SELECT 1 FROM ledger_outbox AS mark WHERE mark.run_id = runs.run_id)
            AND (status NOT IN ('completed', 'failed') OR EXISTS (
                 SELECT 1 FROM runs AS newer WHERE newer.job_id = runs.job_id
-                   AND newer.run_id > runs.run_id AND newer.status = runs.status))""",
+                   AND newer.run_id > runs.run_id AND newer.status = runs.status
+                   AND newer.completed_at IS NOT NULL))""",
     ),
     "schedule_firing_metrics": ("run_id, attempt", "completed_at < :before"),
     "events": ("rowid", "received_at < :before"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sqlite3
 
 from carolctl.store.events import EventReads, EventWrites
+from carolctl.store.evidence import EvidenceReads
 from carolctl.store.jobs import JobReads, JobWrites
 from carolctl.store.records import RecordReads, RecordWrites
 from carolctl.store.runs import RunReads, RunWrites
 
 
-class ReadTx(JobReads, RunReads, EventReads, RecordReads):
+class ReadTx(JobReads, RunReads, EventReads, RecordReads, EvidenceReads):
     """One snapshot; made by `Store.read` alone."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:

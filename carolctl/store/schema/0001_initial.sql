@@ -131,6 +131,8 @@ CREATE UNIQUE INDEX runs_event ON runs (job_id, event_id, trigger_kind) WHERE ev
 CREATE INDEX runs_live ON runs (completed_at, job_id, status) WHERE completed_at IS NULL;
 CREATE INDEX runs_by_job ON runs (job_id, run_id);
 CREATE INDEX runs_ended ON runs (completed_at) WHERE completed_at IS NOT NULL;
+-- The newest success of a job, and whether there is a newer one: what stays when old rows go.
+CREATE INDEX runs_ended_by_job ON runs (job_id, status, run_id) WHERE completed_at IS NOT NULL;
 
 CREATE TABLE schedule_firing_metrics (
   run_id               INTEGER NOT NULL,
@@ -187,3 +189,6 @@ CREATE TABLE audit_log (
   reason   TEXT
 ) STRICT;
 CREATE INDEX audit_log_at ON audit_log (at);
+-- Why did it not run: what was done to one job, and when no tick came.
+CREATE INDEX audit_log_by_subject ON audit_log (subject, at) WHERE subject IS NOT NULL;
+CREATE INDEX audit_log_by_command ON audit_log (command, at);

@@ -1,0 +1,206 @@
+"""What is forecast, beside what the ticks then do."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pytest
+
+from carolctl import jobs, outlook, simulation
+from carolctl.clock import iso
+from carolctl.model import Job, Millis
+from carolctl.outlook import Forecast
+from carolctl.store.records import FiringMetrics
+from tests.builders import DAY, HOUR, MINUTE, T0, Carol, job
+from tests.fleet import Fleet
+
+TICK = simulation.TICK_MS
+
+
+def foresee(fleet: Fleet, hours: int, cap: int | None = None) -> Forecast:
+    return outlook.forecast(fleet.session(), hours=hours, cap=cap, default_ms=60_000)
+
+
+def measured(fleet: Fleet, job_id: str, duration_ms: int) -> None:
+    """As if one attempt of the job had taken that long."""
+    with fleet.store.write() as tx:
+        names = FiringMetrics.__slots__
+        values: dict[str, Any] = dict.fromkeys(names) | {
+            "run_id": -crc32(job_id.encode()), "attempt": 1, "job_id": job_id, "fired_at": 1,
+            "completed_at": 1, "duration_ms": duration_ms,
+        }  # fmt: skip
+        tx.record_metrics(FiringMetrics(**values))
+
+
+def really(fleet: Fleet, until: int, durations: dict[str, int]) -> None:
+    """Tick every 30 s, and let each run end when its job's duration is over, between the ticks."""
+    tick_at = fleet.now
+    while tick_at < until:
+        while fleet.running:
+            end, run_id = min(
+                (one.run.started_at + durations[one.run.job_id], run_id)
+                for run_id, one in fleet.running.items()
+                if one.run.started_at is not None
+            )
+            if end > tick_at:
+                break
+            fleet.at(end).end(run_id)
+        fleet.at(tick_at)
+        if _has_work(fleet):
+            fleet.tick()
+        tick_at = Millis(tick_at + TICK)
+
+
+def _has_work(fleet: Fleet) -> bool:
+    """The idle look: most ticks end with it."""
+    with fleet.store.read() as tx:
+        [(found,)] = tx._connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM scheduled_jobs WHERE status = 'active' AND next_fire_at <= ?)"
+            " OR EXISTS (SELECT 1 FROM runs WHERE status = 'queued')",
+            (fleet.now,),
+        ).fetchall()
+    return bool(found)
+
+
+def crowd(chance: random.Random) -> list[Job]:
+    """Forty jobs of every kind, many of which fall together."""
+    kinds: list[dict[str, Any]] = [
+        {"cron": "0 * * * *"}, {"cron": "*/20 * * * *"}, {"daily_at": "03:00"}, {"every": "95m"},
+        {"cron": "0,30 8-18 * * *"}, {"daily_at": "03:00", "timezone": "Europe/Berlin"}, {"every": "47s"},
+        {"cron": "5 */3 * * *"},
+    ]  # fmt: skip
+    return [
+        job(
+            f"job-{number:02}",
+            priority=chance.choice((0, 0, 5)),
+            overlap=chance.choice(("skip", "skip", "queue", "allow")),
+            spread_sec=chance.choice((0, 0, 240)),
+            max_run_duration_sec=3600,
+            **(kinds[number % 8] if number != 6 else {"every": "6m"}),
+        )
+        for number in range(40)
+        if number % 8 != 6 or number == 6
+    ]
+
+
+@pytest.mark.timeout(120)
+def test_every_start_of_48_hours_is_within_one_tick_of_what_the_ticks_then_do(fleet: Fleet) -> None:
+    chance = random.Random(5)
+    fleet.monkeypatch.setenv("SCHEDULE_MAX_CONCURRENT", "3")
+    everyone = crowd(chance)
+    fleet.add(*everyone)
+    durations = {one.job_id: chance.randrange(10_000, 700_000) for one in everyone}
+    for name, taken in durations.items():
+        measured(fleet, name, taken)
+    found = foresee(fleet, 48)
+    really(fleet, T0 + 2 * DAY, durations)
+    with fleet.store.read() as tx:
+        began = {
+            (name, slot): start
+            for name, slot, start in tx._connection.execute(
+                "SELECT job_id, scheduled_for, slot_claimed_at FROM runs WHERE slot_claimed_at IS NOT NULL"
+            )
+        }
+        skipped = {
+            (name, slot)
+            for name, slot in tx._connection.execute(
+                "SELECT job_id, scheduled_for FROM runs WHERE status = 'skipped'"
+            )
+        }
+    foreseen = {(one.job_id, one.scheduled_for): one.start or 0 for one in found.outlook.starts()}
+    print(len(foreseen), len(skipped), found.longest_wait_ms(), simulation.running_peak(found.outlook))
+    assert len(foreseen) > 1000
+    assert len(skipped) > 20
+    assert found.longest_wait_ms() > 5 * MINUTE
+    assert foreseen.keys() == began.keys()
+    off = {key: start - began[key] for key, start in foreseen.items() if abs(start - began[key]) > TICK}
+    assert off == {}
+    told = {(one.job_id, one.scheduled_for) for one in found.outlook.expected if one.skip_reason}
+    assert told == skipped
+
+
+def test_live_and_queued_runs_and_missed_slots_are_where_it_begins(fleet: Fleet) -> None:
+    fleet.add(*(job(name) for name in ("a", "b", "c")))
+    for name in ("a", "b", "c"):
+        measured(fleet, name, 10 * MINUTE)
+    fleet.at(T0 + 3 * HOUR).tick()
+    fleet.at(fleet.now + 4 * MINUTE)
+    document = foresee(fleet, 1).document()
+    shown = [(one["job_id"], one["run_id"], one["start"][11:16]) for one in document["starts"]]
+    assert shown[:3] == [("a", 1, "03:00"), ("b", 3, "03:00"), ("c", 5, "03:10")]
+    assert [(one, start) for one, run_id, start in shown if run_id is None] == [
+        ("a", "04:00"),
+        ("b", "04:00"),
+    ]
+    assert (document["peak"]["running"], document["peak"]["queued"], document["longest_wait_sec"]) == (
+        2,
+        1,
+        600,
+    )
+    assert [one["job_id"] for one in document["waiting"]] == ["c"]
+    assert foresee(fleet, 1, cap=3).document()["waiting"] == []
+
+
+def test_a_pause_of_everything_puts_off_what_is_caught_up_after_it(fleet: Fleet) -> None:
+    fleet.add(job())
+    jobs.pause_all(fleet.session(), until=Millis(T0 + 150 * MINUTE), reason=None)
+    [first, second] = foresee(fleet, 4).document()["starts"]
+    assert (first["start"], first["coalesced"]) == ("2026-01-01T02:30:00Z", 2)
+    assert second["start"] == "2026-01-01T03:00:00Z"
+    jobs.pause_all(fleet.session(), until=None, reason=None)
+    assert foresee(fleet, 4).document()["starts"] == []
+
+
+def test_no_metrics_means_the_default_and_a_lease_bounds_what_is_expected(fleet: Fleet) -> None:
+    fleet.add(job("new"), job("long", max_run_duration_sec=120))
+    measured(fleet, "long", HOUR)
+    document = foresee(fleet, 2).document()
+    assert {(one["job_id"], one["duration_sec"], one["measured"]) for one in document["starts"]} == {
+        ("new", 60, False),
+        ("long", 120, True),
+    }
+    assert document["unmeasured"] == ["new"]
+
+
+def test_the_command_shows_a_picture_in_the_terminal_and_as_svg(
+    fleet: Fleet, carol: Carol, tmp_path: Path
+) -> None:
+    fleet.add(*(job(f"job-{number}", every="50m") for number in range(5)))
+    for number in range(5):
+        measured(fleet, f"job-{number}", 15 * MINUTE + number)
+    plot = tmp_path / "gantt.svg"
+    env = {"CAROL_NOW": str(iso(T0)), "COLUMNS": "80"}
+    told = carol("forecast", "--hours", "4", "--plot", str(plot), **env)
+    assert told.code == 0, told.err
+    assert all(len(line) <= 80 for line in told.out.splitlines())
+    assert "█" in told.out
+    assert "░" in told.out
+    tree = ET.parse(plot)
+    titles = [element.text or "" for element in tree.iter("{http://www.w3.org/2000/svg}title")]
+    assert sum("job-4" in title for title in titles) >= 4
+    assert carol("forecast", "--hours", "0", **env).code == 2
+    assert carol("forecast", "--plot", "/nowhere/x.svg", **env).code == 66
+
+
+def test_plain_ascii_stands_where_blocks_cannot(fleet: Fleet, carol: Carol) -> None:
+    fleet.add(job())
+    # Without -I, so that the variable counts.
+    command = [part for part in carol.command("forecast", "--hours", "4") if part != "-I"]
+    environment = carol.environment(PYTHONIOENCODING="ascii", CAROL_NOW=str(iso(T0)))
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert done.stdout.isascii()
+    assert b"#" in done.stdout
+
+
+def test_the_real_tick_starts_what_was_forecast_when_it_was_forecast(carol: Carol) -> None:
+    at = "2026-01-01T00:59:45Z"
+    assert carol("add-job", "nightly", "--cron", "0 * * * *", "--", "true", CAROL_NOW=str(iso(T0))).code == 0
+    [one] = carol("forecast", "--hours", "1", "--json", CAROL_NOW=at).json()["starts"]
+    assert one["start"] == "2026-01-01T01:00:15Z"
+    assert carol("tick", "--json", CAROL_NOW=at).json()["fired"] == []
+    assert len(carol("tick", "--json", CAROL_NOW=one["start"]).json()["launched"]) == 1
