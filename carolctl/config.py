@@ -57,6 +57,8 @@ REGISTRY: tuple[Setting, ...] = (
     Setting(key="schedule.chat_pressure_delay_sec", field="chat_pressure_delay_sec",
             env="SCHEDULE_CHAT_PRESSURE_DELAY_SEC", default=30, parse=_at_least(1),
             about="how long a due firing is put off while pressure is held, in seconds"),
+    Setting(key="pressure.max_deferral_sec", field="max_deferral_sec", default=3600, parse=_at_least(1),
+            about="how long pressure puts a due firing off in total, in seconds; then it fires all the same"),
     Setting(key="reap.orphan_threshold_min", field="orphan_threshold_min", env="ORPHAN_THRESHOLD_MIN",
             default=30, parse=_at_least(1), about="age in minutes at which a foreign ledger row is an orphan"),
     Setting(key="streak.failure_pause", field="failure_pause", default=3, parse=_at_least(1),
@@ -93,6 +95,7 @@ class Settings:
     max_run_duration_sec: int = 1200
     max_turns: int | None = None
     chat_pressure_delay_sec: int = 30
+    max_deferral_sec: int = 3600
     orphan_threshold_min: int = 30
     failure_pause: int = 3
     breach_warn: int = 2

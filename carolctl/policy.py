@@ -169,6 +169,11 @@ def _one_row(slots: Slots, after: Millis, until: Millis) -> list[SlotRow]:
     return [SlotRow(scheduled_for=latest, slots_from=first, coalesced=count)]
 
 
+def is_deferred_enough(job: Job, now: Millis, *, longest_ms: int) -> bool:
+    """Whether pressure has put the due slot of `job` off for as long as it may in total."""
+    return job.deferred_at is not None and now - job.deferred_at >= longest_ms
+
+
 def skip_elapsed(job: Job, slots: Slots, *, now: Millis, reason: SkipReason) -> list[SlotRow]:
     """The row that an edit, a pause or a resume leaves for the slots in (watermark, now]: none ever fires."""
     return _skipped(slots, job.last_scheduled_for, now, reason)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from carolctl.config import Settings
+from carolctl.end_facts import NOTHING_KNOWN, EndFacts
 from carolctl.model import Job, Millis, Outcome, Run
 from carolctl.policy import final_outcome, retry_at, streaks_after
 from carolctl.store.records import AuditEntry, FiringMetrics
@@ -37,13 +38,20 @@ class Settled:
     damaged: list[tuple[int, str]] = field(default_factory=list)
 
 
-def settle(tx: WriteTx, outcomes: Iterable[Outcome], *, now: Millis, settings: Settings) -> Settled:
-    """Record `outcomes` inside the open write transaction `tx`."""
+def settle(
+    tx: WriteTx,
+    outcomes: Iterable[Outcome],
+    *,
+    now: Millis,
+    settings: Settings,
+    facts: EndFacts = NOTHING_KNOWN,
+) -> Settled:
+    """Record `outcomes` inside the open write transaction `tx`; `facts` were gathered before it."""
     settled = Settled()
     for outcome in outcomes:
         try:
             with tx.savepoint:
-                became = _settle_one(tx, outcome, now=now, settings=settings)
+                became = _settle_one(tx, outcome, now=now, settings=settings, facts=facts)
             getattr(settled, became).append(outcome.run_id)
         except UNUSABLE as problem:
             settled.damaged.append((outcome.run_id, f"{type(problem).__name__}: {problem}"))
@@ -52,7 +60,7 @@ def settle(tx: WriteTx, outcomes: Iterable[Outcome], *, now: Millis, settings: S
 
 
 def _settle_one(
-    tx: WriteTx, outcome: Outcome, *, now: Millis, settings: Settings
+    tx: WriteTx, outcome: Outcome, *, now: Millis, settings: Settings, facts: EndFacts
 ) -> Literal["ended", "requeued", "stale"]:
     run = tx.run(outcome.run_id)
     if run is None:
@@ -63,11 +71,11 @@ def _settle_one(
     if again_at is not None:
         if not tx.requeue_run(outcome, not_before=again_at):
             return "stale"
-        _record_metrics(tx, run, outcome)
+        _record_metrics(tx, run, outcome, now=now, facts=facts)
         return "requeued"
     if not tx.end_run(outcome):
         return "stale"
-    _record_metrics(tx, run, outcome)
+    _record_metrics(tx, run, outcome, now=now, facts=facts)
     if job is not None:
         _update_job(tx, run, job, outcome, now=now, settings=settings)
         # A handler whose row is damaged costs the job that failed nothing of its own.
@@ -85,7 +93,7 @@ def _end_bare(tx: WriteTx, outcome: Outcome) -> None:
             tx.end_run(final_outcome(run, bare))
 
 
-def _record_metrics(tx: WriteTx, run: Run, outcome: Outcome) -> None:
+def _record_metrics(tx: WriteTx, run: Run, outcome: Outcome, *, now: Millis, facts: EndFacts) -> None:
     started = run.started_at
     tx.record_metrics(
         FiringMetrics(
@@ -101,8 +109,8 @@ def _record_metrics(tx: WriteTx, run: Run, outcome: Outcome) -> None:
             turn_count=outcome.turns if outcome.turns is not None else run.turn_count,
             max_turns_at_firing=run.max_turns,
             concurrent_schedules=tx.count_live()[1],
-            pressure_sources=None,
-            psi_cpu_avg10=None,
+            pressure_sources=",".join(tx.pressure_sources(now)) or None,
+            psi_cpu_avg10=facts.psi_cpu_avg10,
             failure_reason=outcome.failure_reason,
         )
     )
