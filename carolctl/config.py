@@ -67,6 +67,8 @@ REGISTRY: tuple[Setting, ...] = (
             about="turn-limit breaches in a row that warn"),
     Setting(key="streak.breach_pause", field="breach_pause", default=5, parse=_at_least(1),
             about="turn-limit breaches in a row that pause a job"),
+    Setting(key="streak.lease_drift_warn", field="lease_drift_warn", default=3, parse=_at_least(1),
+            about="firings in a row above 80 % of their lease that warn"),
     Setting(key="retention.runs_days", field="retention_runs_days", default=90, parse=_at_least(1),
             about="days that ended runs are kept"),
     Setting(key="retention.metrics_days", field="retention_metrics_days", default=30, parse=_at_least(1),
@@ -100,6 +102,7 @@ class Settings:
     failure_pause: int = 3
     breach_warn: int = 2
     breach_pause: int = 5
+    lease_drift_warn: int = 3
     retention_runs_days: int = 90
     retention_metrics_days: int = 30
     retention_events_days: int = 30
