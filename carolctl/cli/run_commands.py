@@ -274,7 +274,7 @@ def finish_run(
     ],
     status: Annotated[str, typer.Option("--status", metavar="STATUS", help="completed or failed")],
     reason: Annotated[
-        str | None, typer.Option("--reason", metavar="CLASS", help="Failure class [sdk_error]")
+        str | None, typer.Option("--reason", metavar="CLASS", help="Failure class [by the summary]")
     ] = None,
     turns: Annotated[
         int | None, typer.Option("--turns", metavar="N", parser=number(0), help="Turns it took")
@@ -321,12 +321,14 @@ def _outcome(
     summary: str | None,
     now: Millis,
 ) -> Outcome:
+    from carolctl.failure_text import class_of
+
     _one_of(status, ("completed", "failed"), field="status")
     if reason is not None:
         _one_of(reason, FAILURE_CLASSES, field="reason")
     if status == "completed" and reason:
         raise UsageError("a completed run has no failure class", field="reason")
-    failure: Any = (reason or "sdk_error") if status == "failed" else None
+    failure: Any = (reason or class_of(summary) or "sdk_error") if status == "failed" else None
     return Outcome(
         run_id=run_id,
         claim_no=claim,
