@@ -46,6 +46,13 @@ def _absolute_path(text: str) -> str:
     return text
 
 
+def _names(text: str) -> str:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or not text.isprintable():
+        raise ValueError("must be names with commas between")
+    return ",".join(dict.fromkeys(names))
+
+
 REGISTRY: tuple[Setting, ...] = (
     Setting(key="schedule.max_concurrent", field="max_concurrent", env="SCHEDULE_MAX_CONCURRENT", default=2,
             parse=_at_least(0), about="global cap: runs at once over all jobs; 0 fires nothing"),
@@ -83,6 +90,8 @@ REGISTRY: tuple[Setting, ...] = (
             parse=_at_least(0), about="turns in five minutes above which schedules collide"),
     Setting(key="collision.default_turns", field="collision_default_turns", default=50, parse=_at_least(0),
             about="turns of a firing that has neither an average nor a budget, for collision-check"),
+    Setting(key="requesters.allowed", field="requesters_allowed", default=None, parse=_names,
+            about="who may run and trigger jobs: names with commas between; unset: anyone"),
     Setting(key="http.ca_file", field="http_ca_file", default=None, parse=_absolute_path,
             about="certificates to trust for https endpoints, instead of the built-in ones"),
 )  # fmt: skip
@@ -110,6 +119,7 @@ class Settings:
     log_max_kib: int = 1024
     collision_threshold_turns: int = 3000
     collision_default_turns: int = 50
+    requesters_allowed: str | None = None
     http_ca_file: str | None = None
 
 

@@ -148,10 +148,17 @@ def remove(session: Session, job_id: str, *, cancel: bool) -> list[int]:
         with session.store.write() as tx:
             if check_removable(tx, job_id, cancel=cancel):
                 continue
+            before = _removed(tx, job_id)
             tx.delete_job(job_id)
-            tx.audit(_entry(session, "remove-job", job_id, after={"cancelled": sorted(cancelled)}))
+            tx.audit(_entry(session, "remove-job", job_id, before, {"cancelled": sorted(cancelled)}))
         return sorted(cancelled)
     raise _contended(job_id)
+
+
+def _removed(tx: WriteTx, job_id: str) -> dict[str, Any] | None:
+    """What there was, for the audit log; None where the row cannot be read."""
+    job = tx.jobs_named([job_id]).get(job_id)
+    return None if job is None else {k: v for k, v in _audited(job).items() if v is not None}
 
 
 def check_removable(tx: ReadTx | WriteTx, job_id: str, *, cancel: bool) -> list[Run]:

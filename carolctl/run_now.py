@@ -7,6 +7,7 @@ A manual run never moves the schedule.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import median
 
 from carolctl import finish
@@ -14,6 +15,7 @@ from carolctl.config import Settings
 from carolctl.errors import CapacityFull, JobRunning, TryAgainLater
 from carolctl.jobs import find
 from carolctl.model import OCCUPYING, Claimed, Job, Millis, Run
+from carolctl.permission import refuse_requester
 from carolctl.session import Session
 from carolctl.store.records import AuditEntry
 from carolctl.store.tx import ReadTx, WriteTx
@@ -24,10 +26,12 @@ def run_now(
 ) -> Claimed:
     """Claim a slot for a manual run of `job_id`, in one write; the caller launches it.
 
-    Raises `NotFound`, `JobRunning`, `CapacityFull` (with ``slot_eta_sec``) or `TryAgainLater` while paused.
+    Raises `NotFound`, `NotPermitted`, `JobRunning`, `CapacityFull` (with ``slot_eta_sec``) or `TryAgainLater` while
+    paused.
     """
     with session.store.read() as snapshot:
         settings = session.settings(snapshot)
+    refuse_requester(session, settings, requester)
     claimant = finish.claimant_now(session.now, settings)
     with session.store.write() as tx:
         job = find(tx, job_id)
@@ -47,7 +51,9 @@ def run_now(
             # Leaving the block by an exception rolls the row back.
             raise _full(settings, slot_eta_sec(tx, session.now, own=run_id))
         if force:
-            _audit_bypass(tx, session, job, claimed[0].run, settings, reason)
+            _audit_bypass(tx, session, claimed[0].run, settings, reason)
+        else:
+            tx.audit(_entry(session, "run-job", claimed[0].run, {}, reason))
     return claimed[0]
 
 
@@ -81,22 +87,22 @@ def _full(settings: Settings, eta: int | None) -> CapacityFull:
     )
 
 
-def _audit_bypass(
-    tx: WriteTx, session: Session, job: Job, run: Run, settings: Settings, reason: str | None
-) -> None:
-    tx.audit(
-        AuditEntry(
-            at=session.now,
-            actor=run.requester or session.actor,
-            command="manual_force_bypass",
-            subject=job.job_id,
-            after={
-                "run_id": run.run_id,
-                "occupied": tx.count_live()[1],
-                "max_concurrent": settings.max_concurrent,
-            },
-            reason=reason,
-        )
+def _audit_bypass(tx: WriteTx, session: Session, run: Run, settings: Settings, reason: str | None) -> None:
+    cap = {"occupied": tx.count_live()[1], "max_concurrent": settings.max_concurrent}
+    tx.audit(_entry(session, "manual_force_bypass", run, cap, reason))
+
+
+def _entry(
+    session: Session, command: str, run: Run, after: Mapping[str, object], reason: str | None
+) -> AuditEntry:
+    """The actor is whoever it was done for; ``by`` is whoever did it."""
+    return AuditEntry(
+        at=session.now,
+        actor=run.requester or session.actor,
+        command=command,
+        subject=run.job_id,
+        after={"run_id": run.run_id, "by": session.actor, **after},
+        reason=reason,
     )
 
 

@@ -62,6 +62,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "cancel-run": "End a run.",
         "finish-run": "Record how a run ended.",
     },
+    "trigger_commands": {
+        "trigger": "Run a job for an event, once.",
+    },
     "event_commands": {
         "emit": "Leave an event about a run.",
     },

@@ -37,6 +37,7 @@ _WARNINGS_SHOWN = 10
         x2="a value cannot be used",
         x66="no such --on-failure job",
         x75="database busy",
+        x77="called inside a run whose job may not schedule",
     ),
 )
 @describes_a_job
@@ -46,8 +47,9 @@ def add_job(job_id: NewJobId, *, said: Said, db: Db = None, as_json: Json = Fals
     It takes exactly one schedule, and either --url or a command behind --. The word none as a value
     means: no such limit, handler or project.
     """
-    from carolctl import job_plans, jobs
+    from carolctl import job_plans, jobs, permission
 
+    permission.refuse_recursion(db)
     job = job_plans.build(job_id, said, now=clock.now())
     session = open_session(db, create=True)
     jobs.add(session, job)
@@ -66,6 +68,7 @@ def add_job(job_id: NewJobId, *, said: Said, db: Db = None, as_json: Json = Fals
         x65="its row is damaged",
         x66="no such job",
         x75="database busy",
+        x77="called inside a run whose job may not schedule",
     ),
 )
 @describes_a_job
@@ -76,8 +79,9 @@ def edit_job(job_id: JobId, *, said: Said, db: Db = None, as_json: Json = False)
     again: --project, --description, --misfire-grace, --max-run-duration, --max-turns, --agent-profile,
     --on-failure, --spread, --header, --payload.
     """
-    from carolctl import jobs
+    from carolctl import jobs, permission
 
+    permission.refuse_recursion(db)
     if said == Said():
         raise UsageError("nothing was said to change", hint="carolctl edit-job --help")
     session = open_session(db)

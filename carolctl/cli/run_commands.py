@@ -181,6 +181,7 @@ def _text(path: str) -> str:
         x1="the run waited for failed",
         x66="no such job",
         x75="all slots taken, the job is running, or everything is paused",
+        x77="the requester, or the run that this is called in, may not",
     ),
 )
 def run_job(
@@ -197,9 +198,10 @@ def run_job(
     as_json: Json = False,
 ) -> int:
     """Run a job now, if a slot is free. The schedule is left alone."""
-    from carolctl import claims, launch
+    from carolctl import claims, launch, permission
     from carolctl.run_now import run_now
 
+    permission.refuse_recursion(db)
     if force and not (reason and reason.strip()):
         raise UsageError("--force needs a reason", field="reason", hint="--force --reason TEXT")
     session = open_session(db)

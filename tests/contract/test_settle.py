@@ -744,7 +744,9 @@ def test_a_forced_run_passes_the_cap_counts_and_leaves_one_line_in_the_audit_log
         "nightly",
         "it must be now",
     )
-    assert json.loads(entry["after"]) == {"run_id": run.run_id, "occupied": 3, "max_concurrent": 2}
+    assert json.loads(entry["after"]) == {
+        "run_id": run.run_id, "by": "tester", "occupied": 3, "max_concurrent": 2
+    }  # fmt: skip
     with store.read() as tx:
         assert tx.count_live() == (0, 3)
 
