@@ -8,15 +8,15 @@ A manual run never moves the schedule.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import median
 
 from carolctl import finish
 from carolctl.config import Settings
 from carolctl.errors import CapacityFull, JobRunning, TryAgainLater
 from carolctl.jobs import find
-from carolctl.model import OCCUPYING, Claimed, Job, Millis, Run
+from carolctl.model import Claimed, Job, Millis, Run
 from carolctl.permission import refuse_requester
 from carolctl.session import Session
+from carolctl.slot_eta import slot_eta_sec
 from carolctl.store.records import AuditEntry
 from carolctl.store.tx import ReadTx, WriteTx
 
@@ -32,6 +32,27 @@ def run_now(
     with session.store.read() as snapshot:
         settings = session.settings(snapshot)
     refuse_requester(session, settings, requester)
+    try:
+        return _claim(session, job_id, settings, force=force, reason=reason, requester=requester)
+    except _NoSlot:
+        # Played forward without the lock: schedules take part in it.
+        with session.store.read() as snapshot:
+            raise _full(settings, slot_eta_sec(snapshot, session.now, settings)) from None
+
+
+class _NoSlot(Exception):
+    """Leaving the write by an exception rolls the row back."""
+
+
+def _claim(
+    session: Session,
+    job_id: str,
+    settings: Settings,
+    *,
+    force: bool,
+    reason: str | None,
+    requester: str | None,
+) -> Claimed:
     claimant = finish.claimant_now(session.now, settings)
     with session.store.write() as tx:
         job = find(tx, job_id)
@@ -48,8 +69,7 @@ def run_now(
         cap = sum(tx.count_live()) + 1 if force else settings.max_concurrent
         claimed = tx.claim(claimant, cap=cap, only=run_id)
         if not claimed:
-            # Leaving the block by an exception rolls the row back.
-            raise _full(settings, slot_eta_sec(tx, session.now, own=run_id))
+            raise _NoSlot
         if force:
             _audit_bypass(tx, session, claimed[0].run, settings, reason)
         else:
@@ -104,24 +124,3 @@ def _entry(
         after={"run_id": run.run_id, "by": session.actor, **after},
         reason=reason,
     )
-
-
-def slot_eta_sec(tx: ReadTx, now: Millis, *, own: int | None = None) -> int | None:
-    """Seconds until a slot is free for the run `own`: the live runs' expected ends, those who wait before it first.
-
-    A run is expected to take the median of its job's latest durations, and at most its lease.
-    """
-    live = tx.live_runs()
-    waiting = sum(run.status == "queued" and run.run_id != own for run in live)
-    ends = sorted(_expected_end(tx, run, now) for run in live if run.status in OCCUPYING)
-    if not ends:
-        return None
-    return max(0, round((ends[min(waiting, len(ends) - 1)] - now) / 1000))
-
-
-def _expected_end(tx: ReadTx, run: Run, now: Millis) -> int:
-    assert run.lease_expires_at is not None
-    durations = tx.recent_durations_ms(run.job_id)
-    started = run.started_at or now
-    expected = started + median(durations) if durations else run.lease_expires_at
-    return round(max(now, min(expected, run.lease_expires_at)))

@@ -118,6 +118,15 @@ class RecordReads:
         )
         return [duration for (duration,) in rows.fetchall()]
 
+    def turns_of_profile(self, agent_profile: str, *, limit: int) -> list[int]:
+        """The turns of the latest attempts that reported any, of all jobs with that profile."""
+        rows = self._connection.execute(
+            "SELECT turn_count FROM scheduled_jobs AS j JOIN schedule_firing_metrics AS m ON m.job_id = j.job_id"
+            " WHERE j.agent_profile = ? AND turn_count IS NOT NULL ORDER BY completed_at DESC LIMIT ?",
+            (agent_profile, limit),
+        )
+        return [turns for (turns,) in rows.fetchall()]
+
     def average_turns(self, job_id: str, *, over: int = 50) -> float | None:
         """The mean turns of the latest attempts of a job that reported any."""
         row = self._connection.execute(
