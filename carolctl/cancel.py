@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Sequence
 
-from carolctl import clock, config, launch, spool, sweep
+from carolctl import clock, config, end_facts, launch, spool, sweep
 from carolctl.errors import Refused
 from carolctl.model import LIVE, OCCUPYING, Millis, Outcome, Run
 from carolctl.notices import warn
@@ -30,8 +30,10 @@ def cancel_runs(store: Store, runs: Sequence[Run], *, now: Millis) -> tuple[list
     gone = [run for run in runs if probed[run.run_id] == "dead"]
     launch.bury(gone)
     dead = {(run.run_id, run.claim_no) for run in gone}
+    # Of the runs that end here bare only their cancellation is to be known.
+    facts = end_facts.gather(store, [file.outcome for file in home])
     with store.write() as tx:
-        settle(tx, [file.outcome for file in home], now=now, settings=settings)
+        settle(tx, [file.outcome for file in home], now=now, settings=settings, facts=facts)
         # Read again: a run that waited may have been claimed, and a claimed one may have started, since.
         present = tx.runs_by_id([run.run_id for run in runs])
         owned = [run for run in present if _has_owner(run, dead)]

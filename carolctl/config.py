@@ -46,6 +46,13 @@ def _absolute_path(text: str) -> str:
     return text
 
 
+def _names(text: str) -> str:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or not text.isprintable():
+        raise ValueError("must be names with commas between")
+    return ",".join(dict.fromkeys(names))
+
+
 REGISTRY: tuple[Setting, ...] = (
     Setting(key="schedule.max_concurrent", field="max_concurrent", env="SCHEDULE_MAX_CONCURRENT", default=2,
             parse=_at_least(0), about="global cap: runs at once over all jobs; 0 fires nothing"),
@@ -57,6 +64,8 @@ REGISTRY: tuple[Setting, ...] = (
     Setting(key="schedule.chat_pressure_delay_sec", field="chat_pressure_delay_sec",
             env="SCHEDULE_CHAT_PRESSURE_DELAY_SEC", default=30, parse=_at_least(1),
             about="how long a due firing is put off while pressure is held, in seconds"),
+    Setting(key="pressure.max_deferral_sec", field="max_deferral_sec", default=3600, parse=_at_least(1),
+            about="how long pressure puts a due firing off in total, in seconds; then it fires all the same"),
     Setting(key="reap.orphan_threshold_min", field="orphan_threshold_min", env="ORPHAN_THRESHOLD_MIN",
             default=30, parse=_at_least(1), about="age in minutes at which a foreign ledger row is an orphan"),
     Setting(key="streak.failure_pause", field="failure_pause", default=3, parse=_at_least(1),
@@ -65,6 +74,8 @@ REGISTRY: tuple[Setting, ...] = (
             about="turn-limit breaches in a row that warn"),
     Setting(key="streak.breach_pause", field="breach_pause", default=5, parse=_at_least(1),
             about="turn-limit breaches in a row that pause a job"),
+    Setting(key="streak.lease_drift_warn", field="lease_drift_warn", default=3, parse=_at_least(1),
+            about="firings in a row above 80 % of their lease that warn"),
     Setting(key="retention.runs_days", field="retention_runs_days", default=90, parse=_at_least(1),
             about="days that ended runs are kept"),
     Setting(key="retention.metrics_days", field="retention_metrics_days", default=30, parse=_at_least(1),
@@ -79,6 +90,8 @@ REGISTRY: tuple[Setting, ...] = (
             parse=_at_least(0), about="turns in five minutes above which schedules collide"),
     Setting(key="collision.default_turns", field="collision_default_turns", default=50, parse=_at_least(0),
             about="turns of a firing that has neither an average nor a budget, for collision-check"),
+    Setting(key="requesters.allowed", field="requesters_allowed", default=None, parse=_names,
+            about="who may run and trigger jobs: names with commas between; unset: anyone"),
     Setting(key="http.ca_file", field="http_ca_file", default=None, parse=_absolute_path,
             about="certificates to trust for https endpoints, instead of the built-in ones"),
 )  # fmt: skip
@@ -93,10 +106,12 @@ class Settings:
     max_run_duration_sec: int = 1200
     max_turns: int | None = None
     chat_pressure_delay_sec: int = 30
+    max_deferral_sec: int = 3600
     orphan_threshold_min: int = 30
     failure_pause: int = 3
     breach_warn: int = 2
     breach_pause: int = 5
+    lease_drift_warn: int = 3
     retention_runs_days: int = 90
     retention_metrics_days: int = 30
     retention_events_days: int = 30
@@ -104,6 +119,7 @@ class Settings:
     log_max_kib: int = 1024
     collision_threshold_turns: int = 3000
     collision_default_turns: int = 50
+    requesters_allowed: str | None = None
     http_ca_file: str | None = None
 
 

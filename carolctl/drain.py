@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from carolctl import claims, events, finish, spool, sweep
+from carolctl import claims, end_facts, events, finish, spool, sweep
 from carolctl.config import Settings
 from carolctl.failpoints import failpoint
 from carolctl.model import OCCUPYING, Claimed, Run
@@ -80,9 +80,10 @@ def _take(session: Session, waiting: _Waiting, report: DrainReport, settings: Se
     outcomes = [file.outcome for file in waiting.files]
     claimed: list[Claimed] = []
     settled, taken = Settled(), events.Taken()
+    facts = end_facts.gather(session.store, outcomes)
     if outcomes or waiting.batch.files:
         with session.store.write() as tx:
-            settled = settle(tx, outcomes, now=session.now, settings=settings)
+            settled = settle(tx, outcomes, now=session.now, settings=settings, facts=facts)
             taken = events.take_in(tx, waiting.batch.files, now=session.now)
             if outcomes:
                 claimed = finish.refill(tx, claimant, settings)

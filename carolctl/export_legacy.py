@@ -35,7 +35,7 @@ from carolctl.store.tx import ReadTx
 #: What a job may have that the legacy table has no column for.
 _EXTRAS = (
     "project", "dst_rule", "spread_sec", "priority", "overlap", "catch_up", "misfire_grace_sec",
-    "max_run_duration_sec", "max_turns", "max_attempts", "idempotent", "on_failure",
+    "max_run_duration_sec", "max_turns", "max_attempts", "idempotent", "may_schedule", "on_failure",
 )  # fmt: skip
 _DEFAULTS = {field.name: field.default for field in fields(Job)}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from carolctl import clock, config, global_pause, spool
+from carolctl import clock, config, end_facts, global_pause, spool
 from carolctl.errors import BadData, DiskFull, NotFound, NotPermitted, StoreBusy
 from carolctl.failpoints import failpoint
 from carolctl.model import Claimed, Millis, Outcome
@@ -50,9 +50,9 @@ def settle_and_refill(
     """The one write of `record_outcomes`; raises what the store raises."""
     with store.read() as snapshot:
         settings = config.resolve(snapshot.settings_table(), os.environ, warn)
-    claimant = claimant_now(now, settings)
+    claimant, facts = claimant_now(now, settings), end_facts.gather(store, outcomes)
     with store.write() as tx:
-        settled = settle(tx, outcomes, now=now, settings=settings)
+        settled = settle(tx, outcomes, now=now, settings=settings, facts=facts)
         failpoint("finish-settled")
         claimed = refill(tx, claimant, settings) if refilling else []
     return settled, claimed

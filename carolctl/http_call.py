@@ -39,6 +39,7 @@ from urllib3.exceptions import HTTPError
 
 from carolctl.errors import BadConfig
 from carolctl.failpoints import failpoint
+from carolctl.failure_text import class_of
 from carolctl.http_request import HttpRequest, Unsendable, prepare
 from carolctl.http_wire import Wire, WireAdapter
 from carolctl.lockguard import require_unlocked
@@ -250,7 +251,7 @@ def _judge_success(answer: _Answer, document: dict[str, Any] | None, resolver: R
         )
     known = isinstance(named, str) and named in FAILURE_CLASSES
     return _failed(
-        cast(FailureClass, named) if known else "sdk_error",
+        cast(FailureClass, named) if known else class_of(str(named), said) or "sdk_error",
         said or ("" if known else f"unknown failure reason {_readable(str(named), resolver)[:100]!r}"),
         http_status=answer.status,
         turns=_turns(document),

@@ -57,7 +57,8 @@ def columns(said: Said) -> dict[str, Any]:
         for field, (column, parse) in _COLUMNS.items()
         if (text := getattr(said, field)) is not None
     }
-    return values if said.idempotent is None else values | {"idempotent": said.idempotent}
+    switches = {"idempotent": said.idempotent, "may_schedule": said.may_schedule}
+    return values | {name: value for name, value in switches.items() if value is not None}
 
 
 def _integer(least: int, most: int) -> _Parse:

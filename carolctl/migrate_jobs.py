@@ -35,7 +35,7 @@ from carolctl.store.tx import ReadTx, WriteTx
 DEFINITION = (
     "project", "description", "schedule_kind", "schedule_expr", "timezone", "dst_rule", "spread_sec", "action",
     "priority", "overlap", "catch_up", "misfire_grace_sec", "max_run_duration_sec", "max_turns", "max_attempts",
-    "idempotent", "agent_profile", "on_failure",
+    "idempotent", "may_schedule", "agent_profile", "on_failure",
 )  # fmt: skip
 """What a person decides about a job; pause and resume are operation."""
 

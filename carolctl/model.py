@@ -139,6 +139,8 @@ class Job:
     max_turns_set_at: Millis | None = None
     max_attempts: int = 1
     idempotent: bool = False
+    #: Whether a process inside one of its runs may add, change, run and trigger jobs.
+    may_schedule: bool = False
     agent_profile: str | None = None
     on_failure: str | None = None
     next_fire_at: Millis | None = None

@@ -169,6 +169,11 @@ def _one_row(slots: Slots, after: Millis, until: Millis) -> list[SlotRow]:
     return [SlotRow(scheduled_for=latest, slots_from=first, coalesced=count)]
 
 
+def is_deferred_enough(job: Job, now: Millis, *, longest_ms: int) -> bool:
+    """Whether pressure has put the due slot of `job` off for as long as it may in total."""
+    return job.deferred_at is not None and now - job.deferred_at >= longest_ms
+
+
 def skip_elapsed(job: Job, slots: Slots, *, now: Millis, reason: SkipReason) -> list[SlotRow]:
     """The row that an edit, a pause or a resume leaves for the slots in (watermark, now]: none ever fires."""
     return _skipped(slots, job.last_scheduled_for, now, reason)
@@ -324,15 +329,20 @@ class Streaks:
     pause_reason: str | None = None
 
 
-def streaks_after(job: Job, outcome: Outcome, *, failure_pause: int, breach_pause: int) -> Streaks:
-    """Count a failure or a turn-limit breach, each in its own streak; a success resets both."""
+def streaks_after(
+    job: Job, outcome: Outcome, *, failure_pause: int, breach_pause: int, in_grace: bool = False
+) -> Streaks:
+    """Count a failure or a turn-limit breach, each in its own streak; a success resets both.
+
+    `in_grace`: the job's turn budget is so new that a breach of it counts nowhere.
+    """
     failures, breaches = job.failure_streak, job.turn_budget_breach_streak
     if outcome.status == "completed":
         return Streaks(failure_streak=0, turn_budget_breach_streak=0)
     if outcome.status == "cancelled" or outcome.failure_reason == "aborted":
         return Streaks(failure_streak=failures, turn_budget_breach_streak=breaches)
     if outcome.failure_reason == "turn_limit_exceeded":
-        breaches += 1
+        breaches += not in_grace
         reason = f"{breaches} turn-limit breaches in a row" if breaches >= breach_pause else None
     else:
         failures += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from carolctl import claims, config, finish, launch, spool, sweep, tick
+from carolctl import claims, config, end_facts, finish, launch, spool, sweep, tick
 from carolctl.config import Settings
 from carolctl.model import Claimed, Run
 from carolctl.notices import warn
@@ -70,9 +70,11 @@ def _write(
         sweep.bury_the_dead(swept)
     to_launch: list[Claimed] = []
     asked: list[Run] = []
+    facts = end_facts.gather(session.store, swept.outcomes())
     with session.store.write(dry_run=dry_run) as tx:
         swept = sweep.unless_paused(tx, swept, claimant)
-        settled = settle(tx, sweep.outcomes_to_settle(tx, swept), now=session.now, settings=settings)
+        outcomes = sweep.outcomes_to_settle(tx, swept)
+        settled = settle(tx, outcomes, now=session.now, settings=settings, facts=facts)
         changed = sweep.apply(tx, swept, settled, claimant)
         to_launch = [*changed.relaunched, *finish.refill(tx, claimant, settings)]
         asked = changed.stopped

@@ -7,14 +7,16 @@ A manual run never moves the schedule.
 
 from __future__ import annotations
 
-from statistics import median
+from collections.abc import Mapping
 
 from carolctl import finish
 from carolctl.config import Settings
 from carolctl.errors import CapacityFull, JobRunning, TryAgainLater
 from carolctl.jobs import find
-from carolctl.model import OCCUPYING, Claimed, Job, Millis, Run
+from carolctl.model import Claimed, Job, Millis, Run
+from carolctl.permission import refuse_requester
 from carolctl.session import Session
+from carolctl.slot_eta import slot_eta_sec
 from carolctl.store.records import AuditEntry
 from carolctl.store.tx import ReadTx, WriteTx
 
@@ -24,10 +26,33 @@ def run_now(
 ) -> Claimed:
     """Claim a slot for a manual run of `job_id`, in one write; the caller launches it.
 
-    Raises `NotFound`, `JobRunning`, `CapacityFull` (with ``slot_eta_sec``) or `TryAgainLater` while paused.
+    Raises `NotFound`, `NotPermitted`, `JobRunning`, `CapacityFull` (with ``slot_eta_sec``) or `TryAgainLater` while
+    paused.
     """
     with session.store.read() as snapshot:
         settings = session.settings(snapshot)
+    refuse_requester(session, settings, requester)
+    try:
+        return _claim(session, job_id, settings, force=force, reason=reason, requester=requester)
+    except _NoSlot:
+        # Played forward without the lock: schedules take part in it.
+        with session.store.read() as snapshot:
+            raise _full(settings, slot_eta_sec(snapshot, session.now, settings)) from None
+
+
+class _NoSlot(Exception):
+    """Leaving the write by an exception rolls the row back."""
+
+
+def _claim(
+    session: Session,
+    job_id: str,
+    settings: Settings,
+    *,
+    force: bool,
+    reason: str | None,
+    requester: str | None,
+) -> Claimed:
     claimant = finish.claimant_now(session.now, settings)
     with session.store.write() as tx:
         job = find(tx, job_id)
@@ -44,10 +69,11 @@ def run_now(
         cap = sum(tx.count_live()) + 1 if force else settings.max_concurrent
         claimed = tx.claim(claimant, cap=cap, only=run_id)
         if not claimed:
-            # Leaving the block by an exception rolls the row back.
-            raise _full(settings, slot_eta_sec(tx, session.now, own=run_id))
+            raise _NoSlot
         if force:
-            _audit_bypass(tx, session, job, claimed[0].run, settings, reason)
+            _audit_bypass(tx, session, claimed[0].run, settings, reason)
+        else:
+            tx.audit(_entry(session, "run-job", claimed[0].run, {}, reason))
     return claimed[0]
 
 
@@ -81,41 +107,20 @@ def _full(settings: Settings, eta: int | None) -> CapacityFull:
     )
 
 
-def _audit_bypass(
-    tx: WriteTx, session: Session, job: Job, run: Run, settings: Settings, reason: str | None
-) -> None:
-    tx.audit(
-        AuditEntry(
-            at=session.now,
-            actor=run.requester or session.actor,
-            command="manual_force_bypass",
-            subject=job.job_id,
-            after={
-                "run_id": run.run_id,
-                "occupied": tx.count_live()[1],
-                "max_concurrent": settings.max_concurrent,
-            },
-            reason=reason,
-        )
+def _audit_bypass(tx: WriteTx, session: Session, run: Run, settings: Settings, reason: str | None) -> None:
+    cap = {"occupied": tx.count_live()[1], "max_concurrent": settings.max_concurrent}
+    tx.audit(_entry(session, "manual_force_bypass", run, cap, reason))
+
+
+def _entry(
+    session: Session, command: str, run: Run, after: Mapping[str, object], reason: str | None
+) -> AuditEntry:
+    """The actor is whoever it was done for; ``by`` is whoever did it."""
+    return AuditEntry(
+        at=session.now,
+        actor=run.requester or session.actor,
+        command=command,
+        subject=run.job_id,
+        after={"run_id": run.run_id, "by": session.actor, **after},
+        reason=reason,
     )
-
-
-def slot_eta_sec(tx: ReadTx, now: Millis, *, own: int | None = None) -> int | None:
-    """Seconds until a slot is free for the run `own`: the live runs' expected ends, those who wait before it first.
-
-    A run is expected to take the median of its job's latest durations, and at most its lease.
-    """
-    live = tx.live_runs()
-    waiting = sum(run.status == "queued" and run.run_id != own for run in live)
-    ends = sorted(_expected_end(tx, run, now) for run in live if run.status in OCCUPYING)
-    if not ends:
-        return None
-    return max(0, round((ends[min(waiting, len(ends) - 1)] - now) / 1000))
-
-
-def _expected_end(tx: ReadTx, run: Run, now: Millis) -> int:
-    assert run.lease_expires_at is not None
-    durations = tx.recent_durations_ms(run.job_id)
-    started = run.started_at or now
-    expected = started + median(durations) if durations else run.lease_expires_at
-    return round(max(now, min(expected, run.lease_expires_at)))

@@ -14,12 +14,16 @@ from collections.abc import Sequence
 from carolctl import clock, places
 from carolctl.claims import Started, failed, finish, launch_all, start
 from carolctl.errors import BadConfig, CarolError, Exit, UsageError
+from carolctl.failure_text import class_of_exit
 from carolctl.launch.capture import CappedLog, Result, prepare_result, take_result
 from carolctl.launch.process import RUN_VARIABLES
 from carolctl.launch.supervisor import CommandSupervisor, Ending, Signals, boot_seconds
-from carolctl.model import CommandAction, FailureClass, Outcome, Run
+from carolctl.model import CommandAction, Outcome, Run
 from carolctl.notices import warn
 from carolctl.session import Session, open_session
+
+_TELLING_LINES = 5
+"""How many of the last lines of output may name the class of a failure."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -80,7 +84,7 @@ def _carry_out(session: Session, signals: Signals, started: Started) -> Outcome:
     except (OSError, ValueError) as problem:
         return failed(run, "launch_failed", _cannot_run(action.argv[0], problem))
     ending = supervisor.wait()
-    return _outcome(run, ending, take_result(result_file), log.last_line())
+    return _outcome(run, ending, take_result(result_file), log.last_lines(_TELLING_LINES))
 
 
 def _environment(run: Run, db: str, result_file: str) -> dict[str, str]:
@@ -124,10 +128,15 @@ def _cannot_run(program: str, problem: OSError | ValueError) -> str:
     return f"{name[:200]!r} cannot be run: {why}"
 
 
-def _outcome(run: Run, ending: Ending, result: Result, last_line: str | None) -> Outcome:
-    """What we did comes first, then what the command said of itself, then how it ended."""
-    by_itself: FailureClass | None = "exit_nonzero" if ending.returncode > 0 else "killed"
-    reason = ending.ended_by_us or result.failure_reason or (by_itself if ending.returncode else None)
+def _outcome(run: Run, ending: Ending, result: Result, last_lines: Sequence[str]) -> Outcome:
+    """What we did comes first, then what the command said of itself, then how it ended; last what it printed."""
+    reason = ending.ended_by_us or result.failure_reason
+    if reason is None and ending.returncode:
+        reason = (
+            class_of_exit(ending.returncode, result.summary, *last_lines)
+            if ending.returncode > 0
+            else "killed"
+        )
     return Outcome(
         run_id=run.run_id,
         claim_no=run.claim_no,
@@ -135,7 +144,7 @@ def _outcome(run: Run, ending: Ending, result: Result, last_line: str | None) ->
         completed_at=clock.now(),
         failure_reason=reason,
         turns=result.turns,
-        summary=result.summary or last_line,
+        summary=result.summary or next(iter(last_lines), None),
         exit_status=ending.exit_status,
     )
 

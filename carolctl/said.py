@@ -29,6 +29,7 @@ class Said:
     max_turns: str | None = None
     max_attempts: str | None = None
     idempotent: bool | None = None
+    may_schedule: bool | None = None
     agent_profile: str | None = None
     on_failure: str | None = None
     spread: str | None = None

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from carolctl.config import Settings
+from carolctl.end_facts import NOTHING_KNOWN, EndFacts
+from carolctl.job_warnings import breach_warning, drift_warning
 from carolctl.model import Job, Millis, Outcome, Run
 from carolctl.policy import final_outcome, retry_at, streaks_after
 from carolctl.store.records import AuditEntry, FiringMetrics
@@ -37,13 +39,20 @@ class Settled:
     damaged: list[tuple[int, str]] = field(default_factory=list)
 
 
-def settle(tx: WriteTx, outcomes: Iterable[Outcome], *, now: Millis, settings: Settings) -> Settled:
-    """Record `outcomes` inside the open write transaction `tx`."""
+def settle(
+    tx: WriteTx,
+    outcomes: Iterable[Outcome],
+    *,
+    now: Millis,
+    settings: Settings,
+    facts: EndFacts = NOTHING_KNOWN,
+) -> Settled:
+    """Record `outcomes` inside the open write transaction `tx`; `facts` were gathered before it."""
     settled = Settled()
     for outcome in outcomes:
         try:
             with tx.savepoint:
-                became = _settle_one(tx, outcome, now=now, settings=settings)
+                became = _settle_one(tx, outcome, now=now, settings=settings, facts=facts)
             getattr(settled, became).append(outcome.run_id)
         except UNUSABLE as problem:
             settled.damaged.append((outcome.run_id, f"{type(problem).__name__}: {problem}"))
@@ -52,7 +61,7 @@ def settle(tx: WriteTx, outcomes: Iterable[Outcome], *, now: Millis, settings: S
 
 
 def _settle_one(
-    tx: WriteTx, outcome: Outcome, *, now: Millis, settings: Settings
+    tx: WriteTx, outcome: Outcome, *, now: Millis, settings: Settings, facts: EndFacts
 ) -> Literal["ended", "requeued", "stale"]:
     run = tx.run(outcome.run_id)
     if run is None:
@@ -63,13 +72,13 @@ def _settle_one(
     if again_at is not None:
         if not tx.requeue_run(outcome, not_before=again_at):
             return "stale"
-        _record_metrics(tx, run, outcome)
+        _record_metrics(tx, run, outcome, now=now, facts=facts)
         return "requeued"
     if not tx.end_run(outcome):
         return "stale"
-    _record_metrics(tx, run, outcome)
+    _record_metrics(tx, run, outcome, now=now, facts=facts)
     if job is not None:
-        _update_job(tx, run, job, outcome, now=now, settings=settings)
+        _update_job(tx, run, job, outcome, now=now, settings=settings, facts=facts)
         # A handler whose row is damaged costs the job that failed nothing of its own.
         with suppress(*UNUSABLE), tx.savepoint:
             _trigger_handler(tx, run, job, outcome, now=now, settings=settings)
@@ -85,7 +94,7 @@ def _end_bare(tx: WriteTx, outcome: Outcome) -> None:
             tx.end_run(final_outcome(run, bare))
 
 
-def _record_metrics(tx: WriteTx, run: Run, outcome: Outcome) -> None:
+def _record_metrics(tx: WriteTx, run: Run, outcome: Outcome, *, now: Millis, facts: EndFacts) -> None:
     started = run.started_at
     tx.record_metrics(
         FiringMetrics(
@@ -101,8 +110,8 @@ def _record_metrics(tx: WriteTx, run: Run, outcome: Outcome) -> None:
             turn_count=outcome.turns if outcome.turns is not None else run.turn_count,
             max_turns_at_firing=run.max_turns,
             concurrent_schedules=tx.count_live()[1],
-            pressure_sources=", ".join(tx.pressure_sources(outcome.completed_at)) or None,
-            psi_cpu_avg10=None,
+            pressure_sources=",".join(tx.pressure_sources(now)) or None,
+            psi_cpu_avg10=facts.psi_cpu_avg10,
             failure_reason=outcome.failure_reason,
         )
     )
@@ -113,10 +122,21 @@ def _between(earlier: Millis | None, later: Millis | None) -> int | None:
 
 
 def _update_job(
-    tx: WriteTx, run: Run, job: Job, outcome: Outcome, *, now: Millis, settings: Settings
+    tx: WriteTx,
+    run: Run,
+    job: Job,
+    outcome: Outcome,
+    *,
+    now: Millis,
+    settings: Settings,
+    facts: EndFacts,
 ) -> None:
     streaks = streaks_after(
-        job, outcome, failure_pause=settings.failure_pause, breach_pause=settings.breach_pause
+        job,
+        outcome,
+        failure_pause=settings.failure_pause,
+        breach_pause=settings.breach_pause,
+        in_grace=facts.is_in_grace(job, outcome.completed_at),
     )
     turns = outcome.turns if outcome.turns is not None else run.turn_count
     values: dict[str, Any] = {
@@ -132,18 +152,35 @@ def _update_job(
         values |= {"last_turn_count": turns, "avg_turns_per_firing": tx.average_turns(job.job_id)}
     if streaks.pause_reason and job.status == "active":
         values |= {"status": "paused", "paused_reason": streaks.pause_reason}
-        tx.audit(
-            AuditEntry(
-                at=now,
-                actor="carolctl",
-                command="settle",
-                subject=job.job_id,
-                before={"status": job.status},
-                after={"status": "paused", "run_id": run.run_id},
-                reason=streaks.pause_reason,
-            )
-        )
+        after = {"status": "paused", "run_id": run.run_id}
+        before = {"status": job.status}
+        tx.audit(_entry(now, "settle", job.job_id, streaks.pause_reason, after=after, before=before))
     tx.set_job_columns(job.job_id, values)
+    _audit_warnings(tx, job, replace(job, **values), run, now=now, settings=settings)
+
+
+def _audit_warnings(
+    tx: WriteTx, before: Job, after: Job, run: Run, *, now: Millis, settings: Settings
+) -> None:
+    """A line for each warning at the end that brings it about; show-job says it for as long as it holds."""
+    for command, warning in (("turn_budget_warning", breach_warning), ("lease_drift_warning", drift_warning)):
+        said = warning(after, settings)
+        if said and not warning(before, settings):
+            tx.audit(_entry(now, command, after.job_id, said, after={"run_id": run.run_id}))
+
+
+def _entry(
+    now: Millis, command: str, job_id: str, reason: str, *, after: dict[str, Any], before: Any = None
+) -> AuditEntry:
+    return AuditEntry(
+        at=now,
+        actor="carolctl",
+        command=command,
+        subject=job_id,
+        before=before,
+        after=after,
+        reason=reason,
+    )
 
 
 def _lease_drift_streak(run: Run, job: Job, outcome: Outcome) -> int:

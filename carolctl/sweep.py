@@ -42,6 +42,10 @@ class Sweep:
             claim == (file.outcome.run_id, file.outcome.claim_no) for file in self.spooled
         )
 
+    def outcomes(self) -> list[Outcome]:
+        """Every end that it may write."""
+        return [file.outcome for file in self.spooled] + [outcome for _, outcome in self.ends]
+
     def is_empty(self) -> bool:
         """Whether there is nothing to write."""
         return not (self.spooled or self.ends or self.stops or self.relaunches)

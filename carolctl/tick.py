@@ -15,7 +15,20 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from carolctl import claims, drain, events, finish, launch, places, policy, spool, sweep, timing
+from carolctl import (
+    claims,
+    deferral,
+    drain,
+    end_facts,
+    events,
+    finish,
+    launch,
+    places,
+    policy,
+    spool,
+    sweep,
+    timing,
+)
 from carolctl.config import Settings
 from carolctl.errors import CarolError
 from carolctl.failpoints import failpoint
@@ -55,8 +68,11 @@ class Plan:
     """What to write; made without a lock."""
 
     sweep: sweep.Sweep
+    facts: end_facts.EndFacts = end_facts.NOTHING_KNOWN
     firings: tuple[Firing, ...] = ()
     deferred: tuple[Job, ...] = ()
+    #: Put off for as long as pressure may: they fire under it.
+    overdue: tuple[Job, ...] = ()
     set_aside: tuple[DamagedJob, ...] = ()
     reanchored: tuple[tuple[Job, Job], ...] = ()
     tick_gap: tuple[Millis, Millis] | None = None
@@ -94,7 +110,8 @@ def tick(session: Session, *, dry_run: bool = False) -> TickReport:
     batch = events.pending()
     if not dry_run:
         sweep.bury_the_dead(swept)
-    plan = make_plan(picture, swept, session.now)
+    facts = end_facts.gather(session.store, swept.outcomes())
+    plan = replace(make_plan(picture, swept, session.now), facts=facts)
     report = TickReport(paused=picture.paused)
     to_launch: list[Claimed] = []
     asked: list[Run] = []
@@ -154,10 +171,13 @@ def make_plan(picture: Picture, swept: sweep.Sweep, now: Millis) -> Plan:
         return Plan(sweep=swept, tick_gap=gap)
     firings, broken = _plan_firings(picture, swept, now)
     reanchored, broken_ahead = _plan_reanchoring(picture.ahead, now)
+    deferred, overdue = deferral.split(picture.due, picture.pressure, picture.settings, now)
+    put_off = {job.job_id for job in deferred}
     return Plan(
         sweep=swept,
-        firings=() if picture.pressure else firings,
-        deferred=tuple(picture.due) if picture.pressure else (),
+        firings=tuple(firing for firing in firings if firing.job_id not in put_off),
+        deferred=deferred,
+        overdue=overdue,
         set_aside=(*picture.damaged, *broken, *broken_ahead),
         reanchored=reanchored,
         tick_gap=gap,
@@ -227,16 +247,19 @@ def _write(
         tx.mirror_runs()
     if finish.globally_paused(tx, now):
         # The pause came after the look.
-        plan = Plan(sweep=sweep.unless_paused(tx, plan.sweep, claimant), tick_gap=plan.tick_gap)
+        plan = Plan(
+            sweep=sweep.unless_paused(tx, plan.sweep, claimant), facts=plan.facts, tick_gap=plan.tick_gap
+        )
         report.paused = True
-    settled = settle(tx, sweep.outcomes_to_settle(tx, plan.sweep), now=now, settings=settings)
+    outcomes = sweep.outcomes_to_settle(tx, plan.sweep)
+    settled = settle(tx, outcomes, now=now, settings=settings, facts=plan.facts)
     swept = sweep.apply(tx, plan.sweep, settled, claimant)
     report.reaped = sorted(swept.leases + swept.lost)
     failpoint("tick-swept")
     _set_aside(tx, plan, now)
     _reanchor(tx, plan, now)
-    _fire(tx, plan, now, report)
-    report.deferred = _defer(tx, plan, picture, now)
+    _fire(tx, plan, picture, now, report)
+    report.deferred = deferral.put_off(tx, plan.deferred, picture.pressure, settings, now)
     failpoint("tick-fired")
     claimed = finish.refill(tx, claimant, settings)
     to_launch = [*swept.relaunched, *claimed]
@@ -247,7 +270,7 @@ def _write(
     return to_launch, swept.stopped
 
 
-def _fire(tx: WriteTx, plan: Plan, now: Millis, report: TickReport) -> None:
+def _fire(tx: WriteTx, plan: Plan, picture: Picture, now: Millis, report: TickReport) -> None:
     """Advance the jobs by compare-and-swap, then write the rows of those that moved: set-based, one firing a slot."""
     if not plan.firings:
         return
@@ -256,6 +279,8 @@ def _fire(tx: WriteTx, plan: Plan, now: Millis, report: TickReport) -> None:
     rows = tx.insert_slot_rows(won, now=now, max_turns=plan.max_turns)
     report.fired = [run_id for run_id, _, status, _ in rows if status == "queued"]
     report.skipped = [run_id for run_id, _, status, _ in rows if status == "skipped"]
+    overdue = [job for job in plan.overdue if job.job_id in moved]
+    deferral.record_overdue(tx, overdue, picture.pressure, now)
     if len(rows) < sum(len(firing.rows) for firing in won):
         tx.count_firings(_surplus(won, rows), now=now)
 
@@ -270,16 +295,6 @@ def _surplus(
         suppressed = sum(row[3] for row in new)
         if (fired, suppressed) != (firing.fired, firing.suppressed):
             yield firing.job_id, fired - firing.fired, suppressed - firing.suppressed
-
-
-def _defer(tx: WriteTx, plan: Plan, picture: Picture, now: Millis) -> list[str]:
-    if not plan.deferred:
-        return []
-    until = Millis(now + picture.settings.chat_pressure_delay_sec * 1000)
-    deferred = tx.defer_jobs(plan.deferred, now=now, until=until)
-    for job_id in deferred:
-        tx.audit(_entry(now, "deferred", job_id, after={"until": until, "pressure": picture.pressure}))
-    return deferred
 
 
 def _set_aside(tx: WriteTx, plan: Plan, now: Millis) -> None:

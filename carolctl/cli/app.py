@@ -62,8 +62,14 @@ COMMANDS: dict[str, dict[str, str]] = {
         "cancel-run": "End a run.",
         "finish-run": "Record how a run ended.",
     },
+    "trigger_commands": {
+        "trigger": "Run a job for an event, once.",
+    },
     "event_commands": {
         "emit": "Leave an event about a run.",
+    },
+    "pressure_commands": {
+        "pressure": "Put due firings off while something interactive needs the machine.",
     },
     "schedule_commands": {
         "next": "Show when an expression fires.",
@@ -133,11 +139,12 @@ def build(name: str) -> typer.core.TyperGroup:
     for module in chosen:
         import_module(f"carolctl.cli.{module}")
     if len(chosen) == 1:
-        registered = application.registered_commands
-        application.registered_commands = [info for info in registered if info.name == name]
+        commands, groups = application.registered_commands, application.registered_groups
+        application.registered_commands = [info for info in commands if info.name == name]
+        application.registered_groups = [info for info in groups if info.name == name]
     group = typer.main.get_group(application)
     if len(chosen) == 1:
-        application.registered_commands = registered
+        application.registered_commands, application.registered_groups = commands, groups
     return group
 
 

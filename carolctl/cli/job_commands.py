@@ -21,6 +21,7 @@ from carolctl.notices import warn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from carolctl.config import Settings
     from carolctl.model import Job
     from carolctl.session import Session
     from carolctl.store.jobs import DamagedJob
@@ -84,15 +85,17 @@ def list_jobs(
 
     Schedule, next firing, status, how the last run ended; more where the terminal is wide.
     """
+    from carolctl.job_warnings import warnings_of
+
     if status not in (None, "active", "paused"):
         raise UsageError(f"{status[:40]!a} is not active or paused", field="status")
     session = open_session(db)
     with session.store.read() as tx:
-        jobs, damaged = tx.jobs(), tx.damaged_jobs()
+        jobs, damaged, settings = tx.jobs(), tx.damaged_jobs(), session.settings(tx)
         paused = _global_pause(session, tx.meta(global_pause.KEY))
     chosen = [job for job in jobs if project in (None, job.project) and status in (None, job.status)]
     if as_json:
-        _print_listing(chosen, damaged, paused)
+        _print_listing(chosen, damaged, paused, settings)
         return
     if chosen or damaged:
         from carolctl.cli import job_views
@@ -102,17 +105,21 @@ def list_jobs(
         print_lines(
             ["no job matches" if jobs else "no jobs yet; carolctl add-job --help shows how to add one"]
         )
+    print_lines([f"{job.job_id}: {said}" for job in chosen for said in warnings_of(job, settings)])
     if paused:
         print_lines([_said_of_pause(paused)])
 
 
-def _print_listing(jobs: Sequence[Job], damaged: Sequence[DamagedJob], paused: dict[str, Any] | None) -> None:
+def _print_listing(
+    jobs: Sequence[Job], damaged: Sequence[DamagedJob], paused: dict[str, Any] | None, settings: Settings
+) -> None:
     from carolctl.cli import job_views
+    from carolctl.job_warnings import warnings_of
 
     print_json(
         {
             "count": len(jobs),
-            "jobs": [job_views.document(job) for job in jobs],
+            "jobs": [job_views.document(job) | {"warnings": warnings_of(job, settings)} for job in jobs],
             "damaged": [{"job_id": broken.job_id, "problem": broken.problem} for broken in damaged],
             "paused": paused,
         }
@@ -130,15 +137,19 @@ def show_job(job_id: JobId, db: Db = None, as_json: Json = False) -> None:
     """
     from carolctl import job_plans, jobs, run_view
     from carolctl.cli import job_views
+    from carolctl.job_warnings import warnings_of
     from carolctl.store.runs import RunFilter
 
     session = open_session(db)
     with session.store.read() as tx:
         job = jobs.find(tx, job_id)
         runs = tx.runs(RunFilter(job_id=job_id, limit=_RUNS_SHOWN))
+        warnings = warnings_of(job, session.settings(tx))
     upcoming = _upcoming(job, session.now)
     if not as_json:
         job_views.print_job(job, upcoming, runs)
+        for said in warnings:
+            warn(f"{job_id}: {said}")
         if job_plans.times_of(job) is None:
             warn(f"the schedule of {job_id} cannot be read; carolctl edit-job {job_id} gives it another")
         return
@@ -146,6 +157,7 @@ def show_job(job_id: JobId, db: Db = None, as_json: Json = False) -> None:
         "next": [clock.iso(slot) for slot, _ in upcoming],
         "next_wake_ups": [clock.iso(wake_up) for _, wake_up in upcoming],
         "runs": [run_view.document(run) for run in runs],
+        "warnings": warnings,
     }
     print_json(job_views.full_document(job) | more)
 

@@ -12,7 +12,7 @@ from carolctl.cli.job_options import describes_a_job
 from carolctl.cli.job_telling import document_of, outlook, tell_change, tell_unchanged
 from carolctl.cli.opening import open_session
 from carolctl.cli.options import Db, JobId, Json, help_epilog
-from carolctl.cli.output import tell
+from carolctl.cli.output import note, tell
 from carolctl.errors import UsageError
 from carolctl.notices import warn
 from carolctl.said import Said
@@ -26,6 +26,7 @@ NewJobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="Letters, digits
 
 #: A change of none of these moves or weighs a firing.
 _WEIGHS = {"schedule_kind", "schedule_expr", "timezone", "dst_rule", "spread_sec", "max_turns"}
+_BEARS_ON_TURNS = {"max_turns", "agent_profile", "action"}
 _WARNINGS_SHOWN = 10
 
 
@@ -37,6 +38,7 @@ _WARNINGS_SHOWN = 10
         x2="a value cannot be used",
         x66="no such --on-failure job",
         x75="database busy",
+        x77="called inside a run whose job may not schedule",
     ),
 )
 @describes_a_job
@@ -46,14 +48,16 @@ def add_job(job_id: NewJobId, *, said: Said, db: Db = None, as_json: Json = Fals
     It takes exactly one schedule, and either --url or a command behind --. The word none as a value
     means: no such limit, handler or project.
     """
-    from carolctl import job_plans, jobs
+    from carolctl import job_plans, jobs, permission
 
+    permission.refuse_recursion(db)
     job = job_plans.build(job_id, said, now=clock.now())
     session = open_session(db, create=True)
     jobs.add(session, job)
     _warn_of_literal_secrets(job)
     found = _warn_of_collisions(session, job)
     document = {"job_id": job.job_id, "changed": True, "job": document_of(job), "warnings": found}
+    document |= {"hints": _give_hints(session, job)}
     tell(f"added {outlook(job)}", document, as_json=as_json)
 
 
@@ -66,6 +70,7 @@ def add_job(job_id: NewJobId, *, said: Said, db: Db = None, as_json: Json = Fals
         x65="its row is damaged",
         x66="no such job",
         x75="database busy",
+        x77="called inside a run whose job may not schedule",
     ),
 )
 @describes_a_job
@@ -76,8 +81,9 @@ def edit_job(job_id: JobId, *, said: Said, db: Db = None, as_json: Json = False)
     again: --project, --description, --misfire-grace, --max-run-duration, --max-turns, --agent-profile,
     --on-failure, --spread, --header, --payload.
     """
-    from carolctl import jobs
+    from carolctl import jobs, permission
 
+    permission.refuse_recursion(db)
     if said == Said():
         raise UsageError("nothing was said to change", hint="carolctl edit-job --help")
     session = open_session(db)
@@ -89,7 +95,8 @@ def edit_job(job_id: JobId, *, said: Said, db: Db = None, as_json: Json = False)
         _warn_of_literal_secrets(change.after)
     found = _warn_of_collisions(session, change.after) if _WEIGHS & {*change.columns()} else []
     line = f"changed {', '.join(_spoken(change))} of {outlook(change.after)}"
-    tell_change(change, line, as_json=as_json, warnings=found)
+    hints = _give_hints(session, change.after) if _BEARS_ON_TURNS & {*change.columns()} else []
+    tell_change(change, line, as_json=as_json, warnings=found, hints=hints)
 
 
 def _spoken(change: Change) -> list[str]:
@@ -112,6 +119,19 @@ def _warn_of_literal_secrets(job: Job) -> None:
         warn(
             f"the value of {name} is stored as it is; ${{env:NAME}} or ${{file:PATH}} keeps it out of the database"
         )
+
+
+def _give_hints(session: Session, job: Job) -> list[str]:
+    """What there is to say about its turn budget, each in a line on standard error."""
+    if job.max_turns is not None and job.agent_profile is None:
+        return []
+    from carolctl import turn_hints
+
+    with session.store.read() as tx:
+        found = turn_hints.hints(tx, job, session.settings(tx))
+    for hint in found:
+        note(f"hint: {hint}")
+    return found
 
 
 def _warn_of_collisions(session: Session, job: Job) -> list[dict[str, Any]]:

@@ -49,6 +49,9 @@ _OPTIONS: dict[str, Any] = {
     "max_turns": _option("--max-turns", "N", "Its turn budget [none: schedule.max_turns]"),
     "max_attempts": _option("--max-attempts", "N", "Tries per slot [1]"),
     "idempotent": typer.Option("--idempotent/--no-idempotent", help="Doing it twice does no harm [no]"),
+    "may_schedule": typer.Option(
+        "--may-schedule/--no-may-schedule", help="Its runs may add, change and run jobs [no]"
+    ),
     "agent_profile": _option("--agent-profile", "P", "The profile its agent runs under"),
     "on_failure": _option("--on-failure", "JOB", "Trigger this job after its last attempt failed"),
     "run_as": _option("--run-as", "USER", "The user a command runs as; needs root's systemd [none]"),

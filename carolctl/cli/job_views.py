@@ -145,6 +145,7 @@ def _facts(job: Job) -> list[tuple[str, object]]:
     first = {"job_id": job.job_id, "status": _status(job), "schedule": schedule_text(job)}
     first |= {"action": action_text(job)} | _http_facts(job)
     first["idempotent"] = "yes" if job.idempotent else "no"
+    first["may_schedule"] = "yes" if job.may_schedule else "no"
     del shown["paused_reason"]
     return list((first | {name: value for name, value in shown.items() if name not in first}).items())
 

@@ -170,6 +170,7 @@ def logs(
         x1="the run waited for failed",
         x66="no such job",
         x75="all slots taken, the job is running, or everything is paused",
+        x77="the requester, or the run that this is called in, may not",
     ),
 )
 def run_job(
@@ -186,9 +187,10 @@ def run_job(
     as_json: Json = False,
 ) -> int:
     """Run a job now, if a slot is free. The schedule is left alone."""
-    from carolctl import claims, launch
+    from carolctl import claims, launch, permission
     from carolctl.run_now import run_now
 
+    permission.refuse_recursion(db)
     if force and not (reason and reason.strip()):
         raise UsageError("--force needs a reason", field="reason", hint="--force --reason TEXT")
     session = open_session(db)
@@ -263,7 +265,7 @@ def finish_run(
     ],
     status: Annotated[str, typer.Option("--status", metavar="STATUS", help="completed or failed")],
     reason: Annotated[
-        str | None, typer.Option("--reason", metavar="CLASS", help="Failure class [sdk_error]")
+        str | None, typer.Option("--reason", metavar="CLASS", help="Failure class [by the summary]")
     ] = None,
     turns: Annotated[
         int | None, typer.Option("--turns", metavar="N", parser=number(0), help="Turns it took")
@@ -310,12 +312,14 @@ def _outcome(
     summary: str | None,
     now: Millis,
 ) -> Outcome:
+    from carolctl.failure_text import class_of
+
     _one_of(status, ("completed", "failed"), field="status")
     if reason is not None:
         _one_of(reason, FAILURE_CLASSES, field="reason")
     if status == "completed" and reason:
         raise UsageError("a completed run has no failure class", field="reason")
-    failure: Any = (reason or "sdk_error") if status == "failed" else None
+    failure: Any = (reason or class_of(summary) or "sdk_error") if status == "failed" else None
     return Outcome(
         run_id=run_id,
         claim_no=claim,

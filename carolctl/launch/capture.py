@@ -11,8 +11,10 @@ import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
+from carolctl.failure_text import class_of
 from carolctl.lockguard import require_unlocked
 from carolctl.model import FAILURE_CLASSES, FailureClass
 
@@ -58,10 +60,13 @@ class CappedLog:
 
     def last_line(self) -> str | None:
         """The last line of the output that says anything, without control characters."""
-        for line in reversed(self._recent.decode("utf-8", "replace").splitlines()):
-            if text := printable(_CONTROL_SEQUENCE.sub("", line)):
-                return text[:LAST_LINE_CAP]
-        return None
+        return next(iter(self.last_lines(1)), None)
+
+    def last_lines(self, count: int) -> list[str]:
+        """So many of those lines, the last one first."""
+        lines = reversed(self._recent.decode("utf-8", "replace").splitlines())
+        telling = (printable(_CONTROL_SEQUENCE.sub("", line))[:LAST_LINE_CAP] for line in lines)
+        return list(islice((text for text in telling if text), count))
 
     def close(self) -> None:
         """No more output."""
@@ -143,13 +148,14 @@ def _result(document: dict[str, Any]) -> Result:
     reason = document.get("failure_reason")
     failed = isinstance(reason, str) and reason != ""
     known = reason in FAILURE_CLASSES if failed else False
+    meant = cast(FailureClass, reason) if known else class_of(str(reason), str(summary)) or "sdk_error"
     said = printable(summary)[:SUMMARY_CAP] if isinstance(summary, str) else ""
     if failed and not known:
         said = said or f"unknown failure reason {printable(str(reason))[:100]!r}"
     return Result(
         turns=turns if type(turns) is int and 0 <= turns <= LARGEST_TURN_COUNT else None,
         summary=said or None,
-        failure_reason=(cast(FailureClass, reason) if known else "sdk_error") if failed else None,
+        failure_reason=meant if failed else None,
     )
 
 

@@ -12,6 +12,11 @@ from carolctl.store.rows import JOB_COLUMNS, column_list, job_from_row, job_to_v
 
 _SELECT = f"SELECT {column_list(JOB_COLUMNS)} FROM scheduled_jobs"  # noqa: S608 - names of ours
 _SELECT_NAMED = f"{_SELECT} WHERE job_id IN (SELECT value FROM json_each(?))"  # noqa: S608
+_SELECT_BREACHED = f"""
+{_SELECT} WHERE max_turns_set_at IS NOT NULL AND job_id IN (
+  SELECT job_id FROM runs WHERE run_id IN (SELECT value FROM json_each(?))
+     AND (stop_reason = 'turn_limit_exceeded' OR run_id IN (SELECT value FROM json_each(?))))
+"""  # noqa: S608
 _INSERT = (
     f"INSERT INTO scheduled_jobs ({column_list(JOB_COLUMNS)})"  # noqa: S608
     f" VALUES ({column_list(JOB_COLUMNS, ':')})"
@@ -64,6 +69,15 @@ class JobReads:
         return _sound(
             self._connection.execute(
                 f"{_SELECT} WHERE status = 'active' AND last_scheduled_for > ?", (instant,)
+            )
+        )[0]
+
+    def jobs_of_breaches(self, run_ids: Sequence[int], *, reported: Sequence[int]) -> list[Job]:
+        """The jobs with a turn budget of their own behind those of `run_ids` that were stopped or `reported` for it."""
+        return _sound(
+            self._connection.execute(
+                _SELECT_BREACHED,
+                (to_json(list(run_ids)), to_json(list(reported))),
             )
         )[0]
 

@@ -90,6 +90,13 @@ class RecordReads:
         )
         return [name for (name,) in rows.fetchall()]
 
+    def held_pressure(self, now: Millis) -> list[tuple[str, Millis]]:
+        """The pressure sources that are held at `now`, by name, with the instants at which they end."""
+        rows = self._connection.execute(
+            "SELECT name, expires_at FROM pressure_sources WHERE expires_at > ? ORDER BY name", (now,)
+        )
+        return [(name, Millis(until)) for name, until in rows.fetchall()]
+
     def ledger_pending(self) -> int:
         """How many runs wait to be mirrored to the legacy ledger."""
         count: int = self._connection.execute("SELECT count(*) FROM ledger_outbox").fetchone()[0]
@@ -112,6 +119,15 @@ class RecordReads:
             (job_id, limit),
         )
         return [duration for (duration,) in rows.fetchall()]
+
+    def turns_of_profile(self, agent_profile: str, *, limit: int) -> list[int]:
+        """The turns of the latest attempts that reported any, of all jobs with that profile."""
+        rows = self._connection.execute(
+            "SELECT turn_count FROM scheduled_jobs AS j JOIN schedule_firing_metrics AS m ON m.job_id = j.job_id"
+            " WHERE j.agent_profile = ? AND turn_count IS NOT NULL ORDER BY completed_at DESC LIMIT ?",
+            (agent_profile, limit),
+        )
+        return [turns for (turns,) in rows.fetchall()]
 
     def average_turns(self, job_id: str, *, over: int = 50) -> float | None:
         """The mean turns of the latest attempts of a job that reported any."""
@@ -141,6 +157,21 @@ class RecordWrites(RecordReads):
     def unset_setting(self, key: str) -> bool:
         """Remove one setting, so that its default is in force again."""
         return self._connection.execute("DELETE FROM settings WHERE key = ?", (key,)).rowcount == 1
+
+    def hold_pressure(self, name: str, *, now: Millis, until: Millis) -> Millis:
+        """Hold a pressure source until `until`, or later if it was held so; its end. What has run out goes."""
+        self._connection.execute("DELETE FROM pressure_sources WHERE expires_at <= ?", (now,))
+        row = self._connection.execute(
+            "INSERT INTO pressure_sources VALUES (?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET expires_at = max(expires_at, excluded.expires_at)"
+            " RETURNING expires_at",
+            (name, until),
+        ).fetchone()
+        return Millis(row[0])
+
+    def release_pressure(self, name: str) -> None:
+        """Let a pressure source go."""
+        self._connection.execute("DELETE FROM pressure_sources WHERE name = ?", (name,))
 
     def audit(self, entry: AuditEntry) -> None:
         """Add an entry to the audit log."""

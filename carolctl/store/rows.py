@@ -34,6 +34,7 @@ def job_from_row(row: Sequence[Any]) -> Job:
     values["action"] = action_from_text(kind, values["action"])
     values["legacy"] = json.loads(values["legacy"]) if values["legacy"] is not None else None
     values["idempotent"] = bool(values["idempotent"])
+    values["may_schedule"] = bool(values["may_schedule"])
     return Job(**values)
 
 
@@ -44,6 +45,7 @@ def job_to_values(job: Job) -> dict[str, Any]:
     values["action"] = to_json(action_document(job.action))
     values["legacy"] = to_json(job.legacy) if job.legacy is not None else None
     values["idempotent"] = int(job.idempotent)
+    values["may_schedule"] = int(job.may_schedule)
     return values
 
 

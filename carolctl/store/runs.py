@@ -151,6 +151,14 @@ class RunReads:
         )
         return [run_from_row(row) for row in rows.fetchall()]
 
+    def event_run(self, job_id: str, event_id: str, trigger_kind: str) -> int:
+        """The id of the run of that job for that event; 0 when there is none."""
+        row = self._connection.execute(
+            "SELECT run_id FROM runs WHERE job_id = ? AND event_id = ? AND trigger_kind = ?",
+            (job_id, event_id, trigger_kind),
+        ).fetchone()
+        return int(row[0]) if row else 0
+
     def count_live(self) -> tuple[int, int]:
         """How many runs are queued, and how many hold a slot."""
         row = self._connection.execute(

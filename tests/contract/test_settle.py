@@ -725,10 +725,10 @@ def test_the_eta_follows_what_the_job_usually_takes_and_who_waits_before(store: 
     running(store, "a")
     running(store, "b")
     with store.read() as tx:
-        assert run_now.slot_eta_sec(tx, Millis(T0 + MINUTE)) == 41
+        assert run_now.slot_eta_sec(tx, Millis(T0 + MINUTE), Settings()) == 41
     with store.write() as tx:
         tx.insert_run("c", source="manual", now=T0)
-        assert run_now.slot_eta_sec(tx, Millis(T0 + MINUTE)) == LEASE_SEC - 60
+        assert run_now.slot_eta_sec(tx, Millis(T0 + MINUTE), Settings()) == LEASE_SEC - 60
 
 
 def test_a_forced_run_passes_the_cap_counts_and_leaves_one_line_in_the_audit_log(store: Store) -> None:
@@ -744,7 +744,9 @@ def test_a_forced_run_passes_the_cap_counts_and_leaves_one_line_in_the_audit_log
         "nightly",
         "it must be now",
     )
-    assert json.loads(entry["after"]) == {"run_id": run.run_id, "occupied": 3, "max_concurrent": 2}
+    assert json.loads(entry["after"]) == {
+        "run_id": run.run_id, "by": "tester", "occupied": 3, "max_concurrent": 2
+    }  # fmt: skip
     with store.read() as tx:
         assert tx.count_live() == (0, 3)
 

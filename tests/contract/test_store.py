@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -936,3 +937,14 @@ def test_a_young_attempt_of_an_old_run_keeps_its_metrics(store: Store) -> None:
     assert prune(store, 5, table="schedule_firing_metrics") == 1
     with store.read() as tx:
         assert tx.recent_durations_ms("a") == [2]
+
+
+def test_a_store_of_the_first_schema_is_upgraded_with_its_jobs(home: Path) -> None:
+    builders.add_jobs(home, job())
+    with closing(sqlite3.connect(home / "scheduler.db")) as old, old:
+        old.execute("ALTER TABLE scheduled_jobs DROP COLUMN may_schedule")
+        old.execute("PRAGMA user_version = 1")
+    with closing(builders.store(home, create=False)) as opened, opened.read() as tx:
+        found = tx.job("nightly")
+    assert found is not None
+    assert found.may_schedule is False

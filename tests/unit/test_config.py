@@ -90,6 +90,7 @@ def test_every_default_would_be_accepted_if_it_were_typed_in(setting: config.Set
         ("schedule.max_run_duration_sec", 1200, "SCHEDULE_MAX_RUN_DURATION_SEC"),
         ("schedule.max_turns", None, None),
         ("schedule.chat_pressure_delay_sec", 30, "SCHEDULE_CHAT_PRESSURE_DELAY_SEC"),
+        ("pressure.max_deferral_sec", 3600, None),
         ("reap.orphan_threshold_min", 30, "ORPHAN_THRESHOLD_MIN"),
     ],
 )

@@ -1,0 +1,56 @@
+"""What webhooks and agents call to run a job for an event."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from carolctl.cli.app import application
+from carolctl.cli.opening import open_session
+from carolctl.cli.options import Db, JobId, Json, help_epilog
+from carolctl.cli.output import tell
+from carolctl.errors import Exit
+
+
+@application.command(
+    "trigger",
+    epilog=help_epilog(
+        "carolctl trigger deploy --event-id 3f2a9c --kind push",
+        x2="an id or kind that cannot be one",
+        x66="no such job",
+        x75="database busy",
+        x77="the requester, or the run that this is called in, may not",
+    ),
+)
+def trigger(
+    job_id: JobId,
+    event_id: Annotated[
+        str, typer.Option("--event-id", metavar="E", help="What the event is known by: a commit, a delivery")
+    ],
+    kind: Annotated[str, typer.Option("--kind", metavar="K", help="A word of yours: push, file, ...")],
+    requester: Annotated[
+        str | None, typer.Option("--requester", metavar="NAME", help="On whose behalf")
+    ] = None,
+    db: Db = None,
+    as_json: Json = False,
+) -> int:
+    """Run a job for an event, once: the same event and kind again change nothing, however late.
+
+    The run waits for a slot like any other; pressure does not put it off, and the schedule is left alone.
+    """
+    from carolctl import claims, permission
+    from carolctl import trigger as triggering
+
+    triggering.check(event_id, kind)
+    permission.refuse_recursion(db)
+    session = open_session(db)
+    run_id, is_new, claimed = triggering.trigger(
+        session, job_id, event_id=event_id, kind=kind, requester=requester
+    )
+    claims.launch_all(session.store, claimed)
+    line = f"run {run_id} of {job_id} is queued" if is_new else f"run {run_id} of {job_id} is of that event"
+    if any(one.run.run_id == run_id for one in claimed):
+        line = f"run {run_id} of {job_id} is launched"
+    tell(line, {"run_id": run_id, "new": is_new}, as_json=as_json)
+    return Exit.OK
