@@ -11,6 +11,7 @@ Controllers of cgroups are not delegated: MemoryMax= and its kin are accepted in
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -249,6 +250,13 @@ class Machine:
         """What the journal has, messages only."""
         self.run("journalctl", "--sync", check=False)
         return self.run("journalctl", "--no-pager", "-o", "cat", *arguments, check=False).stdout
+
+    def starts(self, unit: str) -> list[float]:
+        """When a unit was started, in seconds since 1970."""
+        words = ("-u", unit, "-o", "json", "--output-fields=MESSAGE", "--no-pager")
+        lines = map(json.loads, self.run("journalctl", *words).stdout.splitlines())
+        begun = (line for line in lines if line["MESSAGE"].startswith("Starting "))
+        return [int(line["__REALTIME_TIMESTAMP"]) / 1e6 for line in begun]
 
 
 @contextlib.contextmanager

@@ -9,10 +9,6 @@ from pathlib import Path
 from tests.systemd.boot import CAROL, USER, Machine
 
 
-def test_the_shipped_timers_are_on_in_a_machine_that_is_left_alone_meanwhile(clockwork: Machine) -> None:
-    assert clockwork.run("systemctl", "is-active", "carolctl-tick.timer").stdout == "active\n"
-
-
 def test_the_machine_is_up_and_carolctl_is_in_it_for_everybody(machine: Machine) -> None:
     assert machine.run("systemctl", "is-system-running").stdout == "running\n"
     assert machine.run(CAROL, "--version").stdout.startswith("carolctl ")

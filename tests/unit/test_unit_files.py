@@ -113,6 +113,18 @@ def test_the_tick_comes_every_thirty_seconds_whatever_the_wall_clock_does() -> N
     assert settings(timer, "AccuracySec") == ["1s"]
 
 
+@needs_systemd
+def test_the_calendar_of_the_tick_goes_on_through_the_repeated_hour() -> None:
+    timer = unit_files.render(layout())["carolctl-tick.timer"]
+    words = ["systemd-analyze", "calendar", "--iterations=3", "--base-time=2026-10-25 00:59:31 UTC"]
+    berlin = {"PATH": os.environ["PATH"], "TZ": "Europe/Berlin", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        [*words, *settings(timer, "OnCalendar")], capture_output=True, text=True, env=berlin, check=True
+    )
+    # Without UTC the next one would be at 02:00:00 UTC, an hour later.
+    assert re.findall(r"\b(01:0\d:\d\d) UTC", done.stdout) == ["01:00:00", "01:00:30", "01:01:00"]
+
+
 def test_the_tick_ends_before_the_next_and_a_busy_store_is_no_failure() -> None:
     tick = unit_files.render(layout())["carolctl-tick.service"]
     assert settings(tick, "TimeoutStartSec") == ["25s"]
