@@ -106,9 +106,10 @@ def action_from_document(kind: ActionKind, document: dict[str, Any]) -> Action:
     """The reverse of `action_document`."""
     if kind == "http":
         return HttpAction(**document)
+    argv = tuple(document["argv"])
     said = {name: document[name] for name in _OF_COMMANDS if name in document}
     said["load_credential"] = tuple(document.get("load_credential", ()))
-    return CommandAction(argv=tuple(document["argv"]), **said)
+    return CommandAction(argv=argv, **said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,6 +127,7 @@ def test_the_command_is_told_about_its_run(yard: Yard) -> None:
         "CAROL_RESULT_FILE": str(yard.home / "results" / "1-1.json"),
         "CAROL_DATA_DIR": str(yard.home),
         "CAROL_SCHEDULER_DB": str(yard.home / "scheduler.db"),
+        "CAROL_LAUNCHER": "process",
     }
 
 
