@@ -335,17 +335,19 @@ def test_a_hook_that_is_killed_loses_no_run_and_runs_none_twice(
 
 
 def test_a_run_that_ends_while_the_database_is_locked_comes_home_by_the_spool(place: Place) -> None:
-    run_id = place.launch("--", "sh", "-c", "sleep 0.5; exit 4")
+    run_id = place.launch("--", "sh", "-c", "sleep 2; exit 4")
     place.until(run_id, "running")
+    spooled = f"{HOME}/spool/new/finish-{run_id}-1.json"
     lock = (
-        "import sqlite3, time\n"
+        "import os, sqlite3, time\n"
         f"db = sqlite3.connect('{HOME}/scheduler.db', isolation_level=None)\n"
-        "db.execute('BEGIN IMMEDIATE'); time.sleep(7.5)\n"
+        "db.execute('BEGIN IMMEDIATE')\n"
+        "for _ in range(400):\n"
+        f"    if os.path.exists('{spooled}'): raise SystemExit(0)\n"
+        "    time.sleep(0.05)\n"
+        "raise SystemExit('nothing was spooled')\n"
     )
     place.machine.run(PYTHON, "-I", "-c", lock)
-    place.machine.sh(
-        f"for n in $(seq 50); do test -e {HOME}/spool/new/finish-{run_id}-1.json && exit; sleep 0.1; done; exit 1"
-    )
     place.carol("tick")
     assert how(place.run(run_id)) == ("failed", "exit_nonzero", 4)
 
