@@ -101,7 +101,7 @@ def _record_metrics(tx: WriteTx, run: Run, outcome: Outcome) -> None:
             turn_count=outcome.turns if outcome.turns is not None else run.turn_count,
             max_turns_at_firing=run.max_turns,
             concurrent_schedules=tx.count_live()[1],
-            pressure_sources=", ".join(tx.pressure_sources(outcome.completed_at)) or None,
+            pressure_sources=None,
             psi_cpu_avg10=None,
             failure_reason=outcome.failure_reason,
         )
