@@ -148,19 +148,16 @@ def remove(session: Session, job_id: str, *, cancel: bool) -> list[int]:
         with session.store.write() as tx:
             if check_removable(tx, job_id, cancel=cancel):
                 continue
-            before = _last_words(tx, job_id)
+            before = _removed(tx, job_id)
             tx.delete_job(job_id)
             tx.audit(_entry(session, "remove-job", job_id, before, {"cancelled": sorted(cancelled)}))
         return sorted(cancelled)
     raise _contended(job_id)
 
 
-def _last_words(tx: ReadTx, job_id: str) -> dict[str, Any] | None:
-    """The job as the audit log keeps it: what its slots were can be told when it is gone."""
-    try:
-        job = tx.job(job_id)
-    except _UNREADABLE:
-        return None
+def _removed(tx: WriteTx, job_id: str) -> dict[str, Any] | None:
+    """What there was, for the audit log; None where the row cannot be read."""
+    job = tx.jobs_named([job_id]).get(job_id)
     return None if job is None else {k: v for k, v in _audited(job).items() if v is not None}
 
 

@@ -46,19 +46,33 @@ class Month:
 
     def __init__(self, fleet: Fleet, seed: int) -> None:
         self.fleet, self.chance = fleet, random.Random(seed)
-        self.done = {"outage": 0, "pause": 0, "resume": 0, "edit": 0, "pressure": 0, "remove": 0, "stop": 0}
+        self.latest = fleet.now
+        self.done = {
+            "back": 0,
+            "outage": 0,
+            "pause": 0,
+            "resume": 0,
+            "edit": 0,
+            "pressure": 0,
+            "remove": 0,
+            "stop": 0,
+        }
 
     def live_through(self, until: int) -> None:
         fleet, chance = self.fleet, self.chance
         while fleet.now < until:
             lot = chance.random()
-            if lot < 0.01:
+            if lot < 0.006:
+                self.done["back"] += 1
+                fleet.at(max(T0, fleet.now - chance.randrange(HOUR, 20 * HOUR)))
+            elif lot < 0.018:
                 self.done["outage"] += 1
                 fleet.at(fleet.now + chance.randrange(6 * HOUR, 30 * HOUR))
             else:
                 fleet.at(fleet.now + chance.randrange(20 * MINUTE, 150 * MINUTE))
-            if chance.random() < 0.3:
+            if chance.random() < 0.3 and fleet.now >= self.latest:
                 self._meddle()
+            self.latest = max(self.latest, fleet.now)
             fleet.tick()
             while fleet.running and chance.random() < 0.97:
                 fleet.end_together({run_id: self._failure() for run_id in sorted(fleet.running)})
@@ -97,7 +111,7 @@ class Month:
 
 
 @pytest.mark.timeout(120)
-def test_a_month_of_100_jobs_with_failures_outages_pauses_and_edits_leaves_no_slot_without_its_row(
+def test_a_month_of_100_jobs_with_failures_outages_pauses_edits_and_clock_steps_leaves_no_slot_without_its_row(
     fleet: Fleet, carol: Carol
 ) -> None:
     month = Month(fleet, seed=int(os.environ.get("CAROL_CRASH_SEED", "7")))

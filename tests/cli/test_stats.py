@@ -128,14 +128,3 @@ def test_list_runs_why_and_stats_of_one_job_walk_through_no_table(
     large = r"SCAN (runs|schedule_firing_metrics|audit_log|events|scheduled_jobs)\b"
     walks = [step for step in steps if re.match(large, step) and "runs_live" not in step]
     assert walks == []
-
-
-def test_what_an_attempt_was_put_under_pressure_by_is_kept(fleet: Fleet) -> None:
-    fleet.add(job())
-    fleet.at(T0 + HOUR).tick()
-    with fleet.store.write() as tx:
-        tx._connection.execute("INSERT INTO pressure_sources VALUES ('chat', ?)", (T0 + DAY,))
-    fleet.end_all()
-    with fleet.store.read() as tx:
-        [(held,)] = tx._connection.execute("SELECT pressure_sources FROM schedule_firing_metrics").fetchall()
-    assert held == "chat"
