@@ -183,7 +183,7 @@ def make_plan(picture: Picture, swept: sweep.Sweep, now: Millis) -> Plan:
 
 
 def _under_pressure(plan: Plan, picture: Picture, pressure: list[str], now: Millis) -> Plan:
-    """The plan without the firings that are put off while these sources are held."""
+    """The plan without the firings that these sources put off. Once a hold is acknowledged, nothing due fires."""
     deferred, overdue = deferral.split(picture.due, pressure, picture.settings, now)
     firings = deferral.without(plan.firings, deferred)
     return replace(plan, firings=firings, deferred=deferred, overdue=overdue, pressure=pressure)
@@ -255,7 +255,6 @@ def _write(
         plan = Plan(sweep=left, facts=plan.facts, tick_gap=plan.tick_gap)
         report.paused = True
     if plan.firings and not plan.pressure:
-        # So may pressure: once its hold is acknowledged nothing that is due fires.
         plan = _under_pressure(plan, picture, tx.pressure_sources(now), now)
     outcomes = sweep.outcomes_to_settle(tx, plan.sweep)
     settled = settle(tx, outcomes, now=now, settings=settings, facts=plan.facts)
