@@ -27,11 +27,10 @@ def cancel_runs(store: Store, runs: Sequence[Run], *, now: Millis) -> tuple[list
     # After the probe: an owner that left its outcome there and died is seen dead, but with its file.
     claims = {(run.run_id, run.claim_no) for run in runs}
     home = [file for file in spool.pending(claims) if (file.outcome.run_id, file.outcome.claim_no) in claims]
+    facts = end_facts.gather(store, [file.outcome for file in home])
     gone = [run for run in runs if probed[run.run_id] == "dead"]
     launch.bury(gone)
     dead = {(run.run_id, run.claim_no) for run in gone}
-    # Of the runs that end here bare only their cancellation is to be known.
-    facts = end_facts.gather(store, [file.outcome for file in home])
     with store.write() as tx:
         settle(tx, [file.outcome for file in home], now=now, settings=settings, facts=facts)
         # Read again: a run that waited may have been claimed, and a claimed one may have started, since.

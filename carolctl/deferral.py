@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from carolctl import policy
 from carolctl.config import Settings
-from carolctl.model import Job, Millis
+from carolctl.model import Firing, Job, Millis
 from carolctl.store.records import AuditEntry
 from carolctl.store.tx import WriteTx
 
@@ -21,6 +21,12 @@ def split(
     longest_ms = settings.max_deferral_sec * 1000
     overdue = tuple(job for job in due if policy.is_deferred_enough(job, now, longest_ms=longest_ms))
     return tuple(job for job in due if job not in overdue), overdue
+
+
+def without(firings: Sequence[Firing], deferred: Sequence[Job]) -> tuple[Firing, ...]:
+    """The firings of all other jobs."""
+    put_off = {job.job_id for job in deferred}
+    return tuple(firing for firing in firings if firing.job_id not in put_off)
 
 
 def put_off(

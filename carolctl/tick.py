@@ -71,8 +71,8 @@ class Plan:
     facts: end_facts.EndFacts = end_facts.NOTHING_KNOWN
     firings: tuple[Firing, ...] = ()
     deferred: tuple[Job, ...] = ()
-    #: Put off for as long as pressure may: they fire under it.
     overdue: tuple[Job, ...] = ()
+    pressure: Sequence[str] = ()
     set_aside: tuple[DamagedJob, ...] = ()
     reanchored: tuple[tuple[Job, Job], ...] = ()
     tick_gap: tuple[Millis, Millis] | None = None
@@ -110,8 +110,8 @@ def tick(session: Session, *, dry_run: bool = False) -> TickReport:
     batch = events.pending()
     if not dry_run:
         sweep.bury_the_dead(swept)
-    facts = end_facts.gather(session.store, swept.outcomes())
-    plan = replace(make_plan(picture, swept, session.now), facts=facts)
+    plan = make_plan(picture, swept, session.now)
+    plan = replace(plan, facts=end_facts.gather(session.store, swept.outcomes()))
     report = TickReport(paused=picture.paused)
     to_launch: list[Claimed] = []
     asked: list[Run] = []
@@ -171,18 +171,22 @@ def make_plan(picture: Picture, swept: sweep.Sweep, now: Millis) -> Plan:
         return Plan(sweep=swept, tick_gap=gap)
     firings, broken = _plan_firings(picture, swept, now)
     reanchored, broken_ahead = _plan_reanchoring(picture.ahead, now)
-    deferred, overdue = deferral.split(picture.due, picture.pressure, picture.settings, now)
-    put_off = {job.job_id for job in deferred}
-    return Plan(
+    plan = Plan(
         sweep=swept,
-        firings=tuple(firing for firing in firings if firing.job_id not in put_off),
-        deferred=deferred,
-        overdue=overdue,
+        firings=firings,
         set_aside=(*picture.damaged, *broken, *broken_ahead),
         reanchored=reanchored,
         tick_gap=gap,
         max_turns={job.job_id: job.max_turns or picture.settings.max_turns for job in picture.due},
     )
+    return _under_pressure(plan, picture, picture.pressure, now)
+
+
+def _under_pressure(plan: Plan, picture: Picture, pressure: list[str], now: Millis) -> Plan:
+    """The plan without the firings that these sources put off. Once a hold is acknowledged, nothing due fires."""
+    deferred, overdue = deferral.split(picture.due, pressure, picture.settings, now)
+    firings = deferral.without(plan.firings, deferred)
+    return replace(plan, firings=firings, deferred=deferred, overdue=overdue, pressure=pressure)
 
 
 def _plan_firings(
@@ -247,10 +251,11 @@ def _write(
         tx.mirror_runs()
     if finish.globally_paused(tx, now):
         # The pause came after the look.
-        plan = Plan(
-            sweep=sweep.unless_paused(tx, plan.sweep, claimant), facts=plan.facts, tick_gap=plan.tick_gap
-        )
+        left = sweep.unless_paused(tx, plan.sweep, claimant)
+        plan = Plan(sweep=left, facts=plan.facts, tick_gap=plan.tick_gap)
         report.paused = True
+    if plan.firings and not plan.pressure:
+        plan = _under_pressure(plan, picture, tx.pressure_sources(now), now)
     outcomes = sweep.outcomes_to_settle(tx, plan.sweep)
     settled = settle(tx, outcomes, now=now, settings=settings, facts=plan.facts)
     swept = sweep.apply(tx, plan.sweep, settled, claimant)
@@ -258,8 +263,8 @@ def _write(
     failpoint("tick-swept")
     _set_aside(tx, plan, now)
     _reanchor(tx, plan, now)
-    _fire(tx, plan, picture, now, report)
-    report.deferred = deferral.put_off(tx, plan.deferred, picture.pressure, settings, now)
+    _fire(tx, plan, now, report)
+    report.deferred = deferral.put_off(tx, plan.deferred, plan.pressure, settings, now)
     failpoint("tick-fired")
     claimed = finish.refill(tx, claimant, settings)
     to_launch = [*swept.relaunched, *claimed]
@@ -270,7 +275,7 @@ def _write(
     return to_launch, swept.stopped
 
 
-def _fire(tx: WriteTx, plan: Plan, picture: Picture, now: Millis, report: TickReport) -> None:
+def _fire(tx: WriteTx, plan: Plan, now: Millis, report: TickReport) -> None:
     """Advance the jobs by compare-and-swap, then write the rows of those that moved: set-based, one firing a slot."""
     if not plan.firings:
         return
@@ -279,8 +284,7 @@ def _fire(tx: WriteTx, plan: Plan, picture: Picture, now: Millis, report: TickRe
     rows = tx.insert_slot_rows(won, now=now, max_turns=plan.max_turns)
     report.fired = [run_id for run_id, _, status, _ in rows if status == "queued"]
     report.skipped = [run_id for run_id, _, status, _ in rows if status == "skipped"]
-    overdue = [job for job in plan.overdue if job.job_id in moved]
-    deferral.record_overdue(tx, overdue, picture.pressure, now)
+    deferral.record_overdue(tx, [job for job in plan.overdue if job.job_id in moved], plan.pressure, now)
     if len(rows) < sum(len(firing.rows) for firing in won):
         tx.count_firings(_surplus(won, rows), now=now)
 

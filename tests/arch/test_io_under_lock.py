@@ -396,3 +396,29 @@ def test_a_legacy_table_is_brought_over(home: Path, carol: Carol, tmp_path: Path
         )
     found = clean(carol, "migrate-jobs", "--planner-db", str(planner), "--json")
     assert json.loads(found["out"])["migrated"] == 1
+
+
+# -- pressure, triggers, budgets ----
+
+
+def test_a_source_that_is_held_and_released(home: Path, carol: Carol) -> None:
+    clean(carol, "pressure", "hold", "chat", "--json")
+    clean(carol, "pressure", "hold", "chat", "--ttl", "1s", "--", "sleep", "0.5", writes=2)
+    clean(carol, "pressure", "release", "chat", "--json")
+
+
+def test_a_trigger(home: Path, carol: Carol) -> None:
+    builders.add_jobs(home, job("a", manual=True))
+    clean(carol, "trigger", "a", "--event-id", "1", "--kind", "k")
+    wait_for_the_end(home)
+
+
+def test_a_breach_of_a_turn_budget_whose_grace_is_computed(home: Path, carol: Carol) -> None:
+    builders.add_jobs(home, job(max_turns=5, max_turns_set_at=T0 - DAY))
+    run_id = lost_run(home)
+    clean(
+        carol, "finish-run", str(run_id), "--claim", "1", "--status", "failed", "--reason",
+        "turn_limit_exceeded", CAROL_NOW=NOW,
+    )  # fmt: skip
+    found = carol("show-job", "nightly", "--json").json()
+    assert found["turn_budget_breach_streak"] == 1

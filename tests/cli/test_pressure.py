@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 
-from carolctl import end_facts
-from tests.builders import Carol, Result, add_jobs, job
+from carolctl import end_facts, events
+from carolctl import tick as tick_verb
+from carolctl.model import Millis
+from carolctl.session import Session
+from tests import builders
+from tests.builders import HOUR, T0, Carol, Result, add_jobs, job
 from tests.cli.test_tick import all_ended, due_job, wait_until
 
 Inside = Callable[..., Result]
@@ -241,3 +245,22 @@ def test_the_metrics_of_an_end_hold_the_processors_pressure_where_the_kernel_say
     assert end_facts.psi_cpu_avg10(str(tmp_path / "cpu")) == 12.5
     (tmp_path / "cpu").write_text("some\n")
     assert end_facts.psi_cpu_avg10(str(tmp_path / "cpu")) is None
+
+
+def test_once_a_hold_is_acknowledged_no_tick_that_looked_before_fires(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAROL_DATA_DIR", str(home))
+    with closing(builders.store(home)) as store:
+        with store.write() as tx:
+            tx.insert_jobs([job("hourly")])
+        session = Session(store=store, now=Millis(T0 + HOUR), actor="tester")
+
+        def hold_meanwhile(*_: object, **__: object) -> events.Batch:
+            with store.write() as tx:
+                tx.hold_pressure("chat", now=session.now, until=Millis(session.now + 1))
+            return events.Batch()
+
+        monkeypatch.setattr(events, "pending", hold_meanwhile)
+        report = tick_verb.tick(session)
+    assert (report.deferred, report.fired) == (["hourly"], [])
