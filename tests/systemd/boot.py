@@ -59,13 +59,15 @@ mkdir -p "$lab/root/opt/python"
 mount --bind "$python" "$lab/root/opt/python"
 echo ready
 read -r _ || true
-umount -R -l "$lab"; rmdir "$lab"
+# A machine whose keeper, nspawn, was killed lives on.
 for folder; do
   for _ in 1 2 3 4 5 6 7 8 9 10; do
+    find "$folder" -name cgroup.procs -exec cat {} + | xargs -r kill -9 2>/dev/null || true
     find "$folder" -depth -type d -exec rmdir {} + 2>/dev/null && break
     sleep 0.2
   done
 done
+umount -R -l "$lab"; rmdir "$lab"
 """
 _BOOT = """
 lab=$1; name=$2; shift 2
@@ -176,8 +178,9 @@ class Machine:
             if stream:
                 stream.close()
         self._console.close()
-        with contextlib.suppress(OSError):
-            os.rmdir(self._lab)
+        for folder in (*self._cgroups, self._lab):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
     @property
     def chroot(self) -> list[str]:

@@ -236,7 +236,7 @@ def test_a_spool_that_cannot_be_drained_does_not_kill_the_path_unit(
     drop_in("carolctl-drain.service", "[Service]\nExecStart=\nExecStart=false\n")
     root.machine.sh(f"for n in $(seq 20); do touch {HOME}/spool/new/event-$n.json; sleep 0.2; done")
     said = root.machine.journal("-u", "carolctl-drain.service", "-u", "carolctl-drain.path")
-    assert said.count("Failed to start carolctl-drain.service") > 10, "more than a start limit allows"
+    assert said.count("Failed to start carolctl-drain.service") > 6, "more than a start limit allows"
     assert "limit" not in said
     shown = root.show("carolctl-drain.path", "ActiveState", "Result")
     assert shown == {"ActiveState": "active", "Result": "success"}
@@ -319,8 +319,5 @@ def test_the_shipped_timer_fires_three_times_less_than_a_second_late(clockwork: 
     assert max(late) < 1, late
     assert clockwork.show("carolctl-tick.service", "Result")["Result"] == "success"
     runs = Desk(clockwork).carol("list-runs", "--job", "beat")["runs"]
-    assert {(run["source"], run["status"]) for run in runs} <= {
-        ("scheduled", "completed"),
-        ("scheduled", "running"),
-    }
-    assert len(runs) >= 2
+    assert {run["source"] for run in runs} == {"scheduled"}
+    assert [run["status"] for run in runs].count("completed") >= 2
