@@ -320,4 +320,5 @@ def test_the_shipped_timer_fires_three_times_less_than_a_second_late(clockwork: 
     assert clockwork.show("carolctl-tick.service", "Result")["Result"] == "success"
     runs = Desk(clockwork).carol("list-runs", "--job", "beat")["runs"]
     assert {run["source"] for run in runs} == {"scheduled"}
-    assert [run["status"] for run in runs].count("completed") >= 2
+    # The newest may have begun just now.
+    assert {run["status"] for run in runs[1:]} == {"completed"}
