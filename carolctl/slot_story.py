@@ -135,15 +135,19 @@ def _late(facts: Facts, row: Run) -> str:
             f"no tick came from {iso(facts.gap['after']['from'])} to {iso(facts.gap['after']['to'])}"
         )
     if facts.deferrals:
-        words.append(
-            f"pressure put it off {len(facts.deferrals)} times, from {iso(facts.deferrals[0]['at'])}"
-        )
+        words.append(_put_off(facts.deferrals))
     waited = _waited_ms(row)
     if waited >= 1000 and row.attempt == 1:
         ids = ", ".join(str(run.run_id) for run in facts.made_way[:5])
         behind = f", held by runs {ids}" if ids else ""
         words.append(f"it waited {waited // 1000} s for a slot{behind}")
     return "".join(f"; {word}" for word in words)
+
+
+def _put_off(deferrals: Sequence[Entry]) -> str:
+    times = sum(entry["command"] == "deferred" for entry in deferrals)
+    limit = ", until it could be put off no longer" if times < len(deferrals) else ""
+    return f"pressure put it off {times} times, from {iso(deferrals[0]['at'])}{limit}"
 
 
 def _waited_ms(row: Run) -> int:

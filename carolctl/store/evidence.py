@@ -60,10 +60,10 @@ class EvidenceReads:
     def deferrals(
         self, job_id: str, since: Millis, until: Millis, *, limit: int = 20
     ) -> list[dict[str, Any]]:
-        """The entries by which pressure put a job off in [since, until]; oldest first."""
+        """The entries by which pressure put a job off in [since, until], or no longer did; oldest first."""
         return self._entries(
             "SELECT * FROM audit_log WHERE subject = :subject AND at BETWEEN :since AND :until"
-            " AND command = 'deferred' ORDER BY at LIMIT :limit",
+            " AND command IN ('deferred', 'deferral_limit') ORDER BY at LIMIT :limit",
             {"subject": job_id, "since": since, "until": until, "limit": limit},
         )
 
