@@ -41,11 +41,8 @@ class _Waiting:
 
     def paths(self) -> frozenset[str]:
         """Every file of it."""
-        return frozenset(
-            [file.path for file in self.files]
-            + [file.path for file in self.unusable]
-            + [file.path for file in self.batch.files]
-            + [file.path for file in self.batch.unusable]
+        return frozenset([file.path for file in self.files] + [file.path for file in self.unusable]).union(
+            self.batch.paths
         )
 
 

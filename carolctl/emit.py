@@ -13,7 +13,7 @@ import errno
 import os
 import time
 
-from carolctl import spool_write
+from carolctl import event_append
 from carolctl.errors import BadData, CarolError, DiskFull, NotPermitted, UsageError
 from carolctl.event_values import MAX_BYTES, MAX_ID, MAX_TURNS, is_event_id, is_event_kind, is_shallow
 
@@ -81,7 +81,7 @@ def emit(
     """
     content = _document(run=run, kind=kind, event_id=event_id, now=now, turns=turns, data=data)
     try:
-        spool_write.put(f"event-{event_id}.json", content)
+        event_append.append(event_id, content)
     except OSError as trouble:
         raise _explained(trouble, event_id) from trouble
 

@@ -2,7 +2,8 @@
 
 Incident: 22 agents wrote an event a transaction, and the first cure, a batch, let half of a failed event commit and
 acted before it was durable. Decision: a batch shares one transaction with a savepoint an event; what follows from
-an event (stopping a run that used up its turns) is done after COMMIT, and only then is its file unlinked.
+an event (stopping a run that used up its turns) is done after COMMIT, and only then is its file unlinked, or its
+log's next line begun with.
 Consequence: wherever somebody is killed, a file is either still there or its event is stored whole, and taking it
 in again changes nothing.
 
@@ -17,8 +18,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from carolctl import spool
+from carolctl import event_log, spool
 from carolctl.errors import BadData
+from carolctl.event_log import Line, Part
 from carolctl.event_values import MAX_ID, MAX_TURNS, is_event_id, is_event_kind, is_shallow
 from carolctl.failpoints import failpoint
 from carolctl.model import Millis, Run
@@ -38,24 +40,30 @@ _OPTIONAL = {"claim", "turns", "data"}
 
 @dataclass(frozen=True, slots=True)
 class EventFile:
-    """One file in ``new`` and the event that it holds."""
+    """One file in ``new`` and the event that it holds; with `line` it is one of a log."""
 
     path: str
     event: Event
+    line: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What waits, up to a limit; `is_full`: there may be more."""
+    """What waits, up to a limit, also in `logs`; `is_full`: there may be more."""
 
     files: tuple[EventFile, ...] = ()
     unusable: tuple[Unusable, ...] = ()
+    logs: tuple[Part, ...] = ()
     is_full: bool = False
 
     @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to take in and nothing to move away."""
-        return not (self.files or self.unusable)
+    def paths(self) -> frozenset[str]:
+        """All that will no longer be there once it is stored and cleared."""
+        return frozenset(
+            [file.path for file in self.files]
+            + [file.path for file in self.unusable]
+            + [part.path for part in self.logs if part.is_progress]
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,21 +81,37 @@ class Taken:
 # -- looking -----------------------------------------------------------------------------------------------
 
 
-def pending(limit: int = BATCH) -> Batch:
-    """Read up to `limit` event files; nothing is moved yet."""
-    files: list[EventFile] = []
-    unusable: list[Unusable] = []
-    for path in spool.paths(events=True):
-        taken = _read(path)
-        if isinstance(taken, Unusable):
-            unusable.append(taken)
-        elif taken is not None:
-            files.append(taken)
-        if len(files) + len(unusable) >= limit:
+def pending(limit: int = BATCH, *, dry_run: bool = False) -> Batch:
+    """Read up to `limit` events. Nothing is moved yet, but the log that is being appended to, unless `dry_run`."""
+    if not dry_run:
+        event_log.take_away()
+    logs = tuple(event_log.parts(limit))
+    parts = [part for part in logs if isinstance(part, Part)]
+    taken: list[EventFile | Unusable] = [part for part in logs if isinstance(part, Unusable)]
+    taken += [_understood(line) for part in parts for line in part.lines]
+    for path in spool.paths("event"):
+        if len(taken) >= limit:
             break
+        file = _read(path)
+        if file is not None:
+            taken.append(file)
+    files = [file for file in taken if isinstance(file, EventFile)]
     files.sort(key=lambda file: (file.event.emitted_at, file.event.event_id))
-    full = len(files) + len(unusable) >= limit
-    return Batch(files=tuple(files), unusable=tuple(unusable), is_full=full)
+    return Batch(
+        files=tuple(files),
+        unusable=tuple(file for file in taken if isinstance(file, Unusable)),
+        logs=tuple(parts),
+        is_full=len(taken) >= limit,
+    )
+
+
+def _understood(line: Line) -> EventFile | Unusable:
+    if not line.is_whole:
+        return Unusable(line.path, "too long a line", line.content)
+    event = spool.made_of(line.path, lambda: _event(line.content))
+    if isinstance(event, Unusable):
+        return replace(event, content=line.content)
+    return EventFile(line.path, event, line.content)
 
 
 def _read(path: str) -> EventFile | Unusable | None:
@@ -95,9 +119,13 @@ def _read(path: str) -> EventFile | Unusable | None:
     if not isinstance(taken, Event):
         return taken
     # So that whoever replaces a file by another of its name replaces it by the same event.
-    if os.path.basename(path) != f"{spool.EVENT_PREFIX}{taken.event_id}.json":
+    if os.path.basename(path) != _name(taken):
         return Unusable(path, f"the event in it is called {taken.event_id}")
     return EventFile(path, taken)
+
+
+def _name(event: Event) -> str:
+    return f"{spool.EVENT_PREFIX}{event.event_id}.json"
 
 
 def _event(content: bytes) -> Event:
@@ -162,11 +190,16 @@ def take_in(tx: WriteTx, files: Sequence[EventFile], *, now: Millis) -> Taken:
             with tx.savepoint:
                 _take_one(tx, file, taken, now=now)
         except UNUSABLE as problem:
-            taken.refused.append(Unusable(file.path, f"{type(problem).__name__}: {problem}"))
+            taken.refused.append(refusal(file, f"{type(problem).__name__}: {problem}"))
         else:
             taken.stored.append(file)
     failpoint("events-taken")
     return taken
+
+
+def refusal(file: EventFile, reason: str) -> Unusable:
+    """An event that the store does not take; named so that it can be moved back into ``new`` once it would."""
+    return Unusable(file.path, reason, file.line, _name(file.event))
 
 
 def _take_one(tx: WriteTx, file: EventFile, taken: Taken, *, now: Millis) -> None:
@@ -198,13 +231,16 @@ def _count_turns(tx: WriteTx, event: Event, *, now: Millis) -> Run | None:
 def clear(batch: Batch, taken: Taken) -> None:
     """After COMMIT: unlink what is stored, and move away what nobody can take in."""
     failpoint("events-before-clear")
+    aside = [file for file in (*batch.unusable, *taken.refused) if not spool.set_aside(file)]
     try:
-        spool.unlink(taken.stored)
+        spool.unlink(file for file in taken.stored if file.line is None)
+        for part in batch.logs:
+            # What of it could not be kept elsewhere is tried again, with all that came after it.
+            if not any(file.path.startswith(f"{part.path}#") for file in aside):
+                event_log.advance(part)
     except OSError as trouble:
         # Taking them in once more changes nothing.
         warn(f"events that are stored stay in the spool: {trouble.strerror}")
-    for file in (*batch.unusable, *taken.refused):
-        spool.set_aside(file)
 
 
 def announce(taken: Taken) -> None:

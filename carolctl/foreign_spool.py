@@ -14,13 +14,16 @@ import stat
 from itertools import islice
 
 from carolctl import spool_write
-from carolctl.event_values import MAX_BYTES
+from carolctl.event_append import LIVE
+from carolctl.event_values import MAX_BYTES, is_event_id
 from carolctl.lockguard import require_unlocked
 from carolctl.notices import warn
 
 MOST = 500
 """Events that are taken home at the end of one run: the hook that does it has little time."""
 
+_MOST_NAMES = 20_000
+_MOST_BYTES = 8 * 1024 * 1024
 _NAME = re.compile(r"event-[A-Za-z0-9._-]{1,80}\.json")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -43,33 +46,41 @@ def bring_home(folder: str, run_id: int) -> int:
 
 
 def _copy(folder: int, uid: int, run_id: int) -> int:
-    names = sorted(name for name in islice(os.listdir(folder), 20_000) if _NAME.fullmatch(name))
-    if len(names) > MOST:
-        warn(f"run {run_id} left {len(names)} events, of which {MOST} are taken in")
-    taken = 0
-    for name in names[:MOST]:
-        content = _read(folder, name, uid)
-        if content is not None and _is_about(content, run_id):
-            spool_write.put(name, content)
-            taken += 1
-    return taken
+    names = sorted(name for name in islice(os.listdir(folder), _MOST_NAMES) if _NAME.fullmatch(name))
+    documents = [*_lines(folder, uid), *(_read(folder, name, uid, MAX_BYTES) for name in names[: MOST + 1])]
+    told = {event_id: text for text in documents if (event_id := _event_id(text, run_id)) is not None}
+    if len(told) > MOST:
+        warn(f"run {run_id} left more than {MOST} events, of which {MOST} are taken in")
+    for event_id, text in islice(told.items(), MOST):
+        spool_write.put(f"event-{event_id}.json", text)
+    return min(len(told), MOST)
 
 
-def _read(folder: int, name: str, uid: int) -> bytes | None:
+def _lines(folder: int, uid: int) -> list[bytes]:
+    """The events in its log."""
+    return _read(folder, LIVE, uid, _MOST_BYTES).splitlines()[: 2 * MOST + 2]
+
+
+def _read(folder: int, name: str, uid: int, most: int) -> bytes:
+    """A plain file of `uid`, up to `most` bytes; nothing, where it is something else."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=folder)
     except OSError:
-        return None
+        return b""
     with open(descriptor, "rb") as file:
         facts = os.fstat(descriptor)
         plain = stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_uid == uid
-        return file.read(MAX_BYTES) if plain and facts.st_size <= MAX_BYTES else None
+        return file.read(most) if plain else b""
 
 
-def _is_about(content: bytes, run_id: int) -> bool:
+def _event_id(text: bytes, run_id: int) -> str | None:
+    """The id of an event about `run_id`; None for whatever else it is."""
     try:
-        document = json.loads(content)
+        document = json.loads(text) if len(text) <= MAX_BYTES else None
     except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and document.get("kind") == "event" and document.get("run_id") == run_id
+        return None
+    if not isinstance(document, dict) or (document.get("kind"), document.get("run_id")) != ("event", run_id):
+        return None
+    event_id = document.get("event_id")
+    return event_id if isinstance(event_id, str) and is_event_id(event_id) else None

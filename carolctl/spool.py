@@ -11,13 +11,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Protocol, TypeVar, cast
+from typing import BinaryIO, Literal, Protocol, TypeVar, cast
 
 from carolctl import places
 from carolctl.errors import BadData
@@ -29,9 +30,15 @@ from carolctl.spool_write import folder, put
 T = TypeVar("T")
 
 EVENT_PREFIX = "event-"
+
+Kind = Literal["outcome", "event", "log"]
+"""What a file in ``new`` is by its name: an outcome, one event, or many of them."""
+
+_LOG = re.compile(r"events(-[0-9]+-[0-9]+@[0-9]{1,18})?\.jsonl")
 _MOST_NAMES = 20_000
 """How many names are looked at in one go: a flood of a million must not cost a tick its time."""
 
+_LONGEST_NAME = 255
 _END_OF_CALENDAR = 253_402_300_800_000
 
 
@@ -45,10 +52,12 @@ class SpoolFile:
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """A file that no transaction could take in, and why."""
+    """A file that no transaction could take in, and why; with `content` it is a line of one, to be kept as `name`."""
 
     path: str
     reason: str
+    content: bytes | None = None
+    name: str | None = None
 
 
 class _File(Protocol):
@@ -84,7 +93,7 @@ def found(claims: Iterable[tuple[int, int]] = ()) -> tuple[list[SpoolFile], list
     named = (os.path.join(new_folder(), _name(*claim)) for claim in claims)
     files: list[SpoolFile] = []
     unusable: list[Unusable] = []
-    for path in sorted({*paths(events=False), *named}):
+    for path in sorted({*paths("outcome"), *named}):
         taken = understood(path, _outcome)
         if isinstance(taken, Unusable):
             unusable.append(taken)
@@ -98,8 +107,8 @@ def new_folder() -> str:
     return os.path.join(places.spool(), "new")
 
 
-def paths(*, events: bool) -> Iterator[str]:
-    """The files in ``new`` that are named as events, or all the others, among the first 20,000 of the folder."""
+def paths(kind: Kind) -> Iterator[str]:
+    """The files in ``new`` that are named so, among the first 20,000 of the folder."""
     require_unlocked("reading the spool")
     try:
         listing = os.scandir(new_folder())
@@ -107,25 +116,45 @@ def paths(*, events: bool) -> Iterator[str]:
         return
     with listing:
         for entry in islice(listing, _MOST_NAMES):
-            if entry.name.startswith(EVENT_PREFIX) == events:
+            if _kind(entry.name) == kind:
                 yield entry.path
+
+
+def _kind(name: str) -> Kind:
+    if name.startswith(EVENT_PREFIX):
+        return "event"
+    return "log" if _LOG.fullmatch(name) else "outcome"
 
 
 def understood(path: str, understand: Callable[[bytes], T]) -> T | Unusable | None:
     """What `understand` makes of a file; why it cannot be used; or None where it is gone or not to be read now."""
+    return read_plain(path, lambda file: understand(_small(file)))
+
+
+def read_plain(path: str, understand: Callable[[BinaryIO], T]) -> T | Unusable | None:
+    """As `understood`, of a file of any size."""
     try:
-        return understand(_read(path))
+        with _opened(path) as file:
+            return made_of(path, lambda: understand(file))
+    except BadData as problem:
+        return Unusable(path, problem.message)
+    except OSError as trouble:
+        # Gone, or not to be read now: it may hold a good word. A link is never followed, so never read.
+        if trouble.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            return Unusable(path, f"not a plain file: {trouble.strerror}")
+        return None
+
+
+def made_of(path: str, understand: Callable[[], T]) -> T | Unusable:
+    """What `understand` makes of what was read at `path`, or why it cannot be used."""
+    try:
+        return understand()
     except BadData as problem:
         return Unusable(path, problem.message)
     except RecursionError:
         return Unusable(path, "nested too deeply")
     except (ValueError, TypeError, KeyError) as problem:
         return Unusable(path, f"{type(problem).__name__}: {problem}")
-    except OSError as trouble:
-        # Gone, or not to be read now: it may hold a good word. A link is never followed, so never read.
-        if trouble.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
-            return Unusable(path, f"not a plain file: {trouble.strerror}")
-        return None
 
 
 def unlink(files: Iterable[_File]) -> None:
@@ -138,40 +167,69 @@ def unlink(files: Iterable[_File]) -> None:
             continue
 
 
-def set_aside(file: Unusable) -> None:
-    """Move a file that cannot be used to ``bad``, where a person may look at it, with its reason in NAME.reason."""
+def set_aside(file: Unusable) -> bool:
+    """Move what cannot be used to ``bad``, where a person may look at it, with its reason in NAME.reason.
+
+    Returns whether it lies there now.
+    """
     require_unlocked("moving a spool file")
-    with suppress(OSError):
-        target = os.path.join(folder("bad"), os.path.basename(file.path))
+    try:
+        target = os.path.join(folder("bad"), file.name or os.path.basename(file.path))
         if os.path.isdir(target):
             # A folder does not replace one that is there and not empty.
             target = f"{target}.{time.time_ns()}"
-        os.lstat(file.path)
+        if file.content is None:
+            os.lstat(file.path)
         # The reason first: a file without one would stay so.
         with suppress(OSError):
-            _leave_reason(f"{target}.reason", file.reason)
-        os.rename(file.path, target)
+            _leave(_reason_path(target), f"{file.reason[:2000]}\n".encode(errors="backslashreplace"))
+        if file.content is None:
+            os.rename(file.path, target)
+        else:
+            _leave(target, file.content)
+    except OSError:
+        return False
+    return True
 
 
-def _leave_reason(path: str, reason: str) -> None:
+def _reason_path(path: str) -> str:
+    """NAME.reason, also where NAME is as long as a name may be."""
+    above, name = os.path.split(path)
+    while len(os.fsencode(name)) > _LONGEST_NAME - len(".reason"):
+        name = name[:-1]
+    return os.path.join(above, f"{name}.reason")
+
+
+def _leave(path: str, content: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o600), "wb") as note:
-        note.write(f"{reason[:2000]}\n".encode(errors="backslashreplace"))
+    with open(os.open(path, flags, 0o600), "wb") as file:
+        file.write(content)
 
 
-def _read(path: str) -> bytes:
+def _opened(path: str) -> BinaryIO:
     # O_NONBLOCK: opening a FIFO must not hang; O_NOFOLLOW: a link is not ours to follow.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
-            raise BadData("not a plain file, or one with several names")
-        # Whoever owns the folder may put anything into it: root may take in what the user's agents left there.
-        if facts.st_uid not in (os.geteuid(), os.stat(os.path.dirname(path)).st_uid):
-            raise BadData(f"owned by somebody else, uid {facts.st_uid}")
-        if facts.st_size > MAX_BYTES:
-            raise BadData(f"too large: {facts.st_size} bytes")
-        return file.read(MAX_BYTES + 1)
+    try:
+        _refuse_strange(os.fstat(descriptor), path)
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _refuse_strange(facts: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+        raise BadData("not a plain file, or one with several names")
+    # Whoever owns the folder may put anything into it: root may take in what the user's agents left there.
+    if facts.st_uid not in (os.geteuid(), os.stat(os.path.dirname(path)).st_uid):
+        raise BadData(f"owned by somebody else, uid {facts.st_uid}")
+
+
+def _small(file: BinaryIO) -> bytes:
+    size = os.fstat(file.fileno()).st_size
+    if size > MAX_BYTES:
+        raise BadData(f"too large: {size} bytes")
+    return file.read(MAX_BYTES + 1)
 
 
 def _outcome(content: bytes) -> Outcome:

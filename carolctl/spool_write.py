@@ -40,7 +40,7 @@ def _put(name: str, content: bytes) -> str:
         _remove(temporary)
         raise
     failpoint("spool-after-rename")
-    _sync_folder(os.path.dirname(target))
+    sync_folder(os.path.dirname(target))
     return target
 
 
@@ -63,7 +63,7 @@ def _make_folder(path: str) -> None:
         # Somebody else's mkdir may not be synced yet.
         if not os.path.isdir(path):
             raise
-    _sync_folder(above)
+    sync_folder(above)
 
 
 def _write_synced(path: str, content: bytes) -> None:
@@ -84,7 +84,7 @@ def _remove(path: str) -> None:
         return
 
 
-def _sync_folder(path: str) -> None:
+def sync_folder(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

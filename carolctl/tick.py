@@ -107,7 +107,7 @@ def tick(session: Session, *, dry_run: bool = False) -> TickReport:
     failpoint("tick-read")
     claimant = finish.claimant_now(session.now, picture.settings)
     swept = sweep.look(picture.live, picture.jobs_of_live, claimant, paused=picture.paused, dry_run=dry_run)
-    batch = events.pending()
+    batch = events.pending(dry_run=dry_run)
     if not dry_run:
         sweep.bury_the_dead(swept)
     plan = make_plan(picture, swept, session.now)

@@ -27,8 +27,14 @@ NOW = "2026-01-01T00:00:00Z"
 
 
 def lying(home: Path, folder: str = "new") -> dict[str, Any]:
-    """The documents in a folder of the spool, by file name."""
-    return {path.name: json.loads(path.read_text()) for path in (home / "spool" / folder).iterdir()}
+    """The events in a folder of the spool, each by the name that it has as a file of its own."""
+    found: dict[str, Any] = {}
+    for path in (home / "spool" / folder).iterdir():
+        for line in path.read_text().splitlines():
+            if line.endswith("}"):
+                document = json.loads(line)
+                found[f"event-{document['event_id']}.json"] = document
+    return found
 
 
 def stored(carol: Carol, run: int = 1) -> list[dict[str, Any]]:
@@ -49,16 +55,17 @@ def with_run(home: Path) -> None:
 # -- what is acknowledged ----
 
 
-def test_an_event_is_a_private_file_of_its_name_in_a_data_home_that_need_not_be_there(
+def test_an_event_is_a_line_of_a_private_file_in_a_data_home_that_need_not_be_there(
     home: Path, carol: Carol
 ) -> None:
     done = carol("emit", "5", "--kind", "progress", "--data", '{"done": [1, "ü"]}')
     assert (done.code, done.err) == (0, "")
     event_id = done.out.strip()
     assert re.fullmatch("[0-9a-f]{32}", event_id)
-    [(name, document)] = lying(home).items()
-    assert name == f"event-{event_id}.json"
-    assert abs(document.pop("emitted_at") / 1000 - os.stat(home / "spool" / "new" / name).st_mtime) < 5
+    [document] = lying(home).values()
+    [log] = (home / "spool" / "new").iterdir()
+    assert log.name == "events.jsonl"
+    assert abs(document.pop("emitted_at") / 1000 - log.stat().st_mtime) < 5
     assert document == {
         "kind": "event", "event_id": event_id, "run_id": 5, "event_kind": "progress", "data": {"done": [1, "ü"]},
     }  # fmt: skip
@@ -195,8 +202,10 @@ def test_a_full_disk_refuses_an_event_loses_none_and_all_goes_on_by_itself_once_
     with_run(carol.home)
     acknowledged = [carol("emit", "1", "--kind", "k").out.strip() for _ in range(3)]
     ballast = fill(small_disk)
+    # More than the log's last block may have room for.
+    much = ("--data", json.dumps("x" * 8192))
     for words in ((), ("--event-id", "again")):
-        refused = carol("emit", "1", "--kind", "k", "--json", *words)
+        refused = carol("emit", "1", "--kind", "k", "--json", *much, *words)
         assert (refused.code, refused.out, refused.error()["error"]) == (75, "", "disk_full")
         assert f"--event-id {words[1] if words else ''}" in refused.error()["hint"]
     assert lying(carol.home, "tmp") == {}
@@ -274,8 +283,8 @@ def test_a_plain_emit_imports_no_database_no_command_line_and_nothing_costly(
     assert not top(found) & costly
     ours = {name for name in found if name.startswith("carolctl.")}
     assert ours <= {
-        "carolctl.__main__", "carolctl.emit", "carolctl.errors", "carolctl.event_values", "carolctl.failpoints",
-        "carolctl.lockguard", "carolctl.places", "carolctl.spool_write",
+        "carolctl.__main__", "carolctl.emit", "carolctl.errors", "carolctl.event_append", "carolctl.event_values",
+        "carolctl.failpoints", "carolctl.lockguard", "carolctl.places", "carolctl.spool_write",
     }  # fmt: skip
 
 

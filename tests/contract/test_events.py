@@ -119,10 +119,10 @@ def test_of_a_transaction_that_was_rolled_back_nothing_is_stored_and_every_file_
     run = running(store)
     say("one", turns="99")
     batch = events.pending()
+    before = waiting(home)
     with store.write(dry_run=True) as tx:
         assert events.take_in(tx, batch.files, now=T0).new == 1
-    assert stored(home) == {}
-    assert waiting(home) == ["event-one.json"]
+    assert (stored(home), len(before), waiting(home)) == ({}, 1, before)
     assert look(store, run).stop_reason is None
 
 
@@ -393,7 +393,7 @@ def test_a_locked_store_leaves_every_file_where_it_is(store: Store, home: Path) 
         foreign.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreBusy):
             drain.drain(session(hasty))
-    assert waiting(home) == ["event-a.json"]
+    assert len(waiting(home)) == 1
     assert drain.drain(session(store)).events == 1
 
 
