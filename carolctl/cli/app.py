@@ -124,7 +124,7 @@ def run(arguments: list[str]) -> int:
     except Abort:
         raise KeyboardInterrupt from None
     except TyperException as problem:
-        raise _explained(problem) from None
+        raise _explained(problem, arguments[0] if arguments else "") from None
     return result if isinstance(result, int) else Exit.OK
 
 
@@ -157,8 +157,10 @@ def main(
     """A job scheduler with no resident process: a timer fires `carolctl tick`, SQLite remembers."""
 
 
-def _explained(problem: TyperException) -> CarolError:
+def _explained(problem: TyperException, name: str) -> CarolError:
     context = getattr(problem, "ctx", None)
-    path = context.command_path if context is not None else "carolctl"
+    # Not every mistake is told with its context: an option at the very end that lacks its value has none.
+    known = any(name in names for names in COMMANDS.values())
+    path = context.command_path if context is not None else f"carolctl {name}" if known else "carolctl"
     message = " ".join(problem.format_message().split())
     return UsageError(message, hint=f"{path} --help")
