@@ -35,19 +35,19 @@ def put_off(
     """Move the wake-ups, each with a line in the audit log; the ids of the jobs that had not moved meanwhile."""
     by_wake_up: dict[Millis, list[Job]] = defaultdict(list)
     for job in jobs:
-        by_wake_up[_wake_up(job, settings, now)].append(job)
+        until = policy.put_off_until(
+            job,
+            now,
+            step_ms=settings.chat_pressure_delay_sec * 1000,
+            longest_ms=settings.max_deferral_sec * 1000,
+        )
+        by_wake_up[until].append(job)
     deferred: list[str] = []
     for until, together in by_wake_up.items():
         for job_id in tx.defer_jobs(together, now=now, until=until):
             deferred.append(job_id)
             tx.audit(_entry(now, "deferred", job_id, {"until": until, "pressure": list(pressure)}))
     return sorted(deferred)
-
-
-def _wake_up(job: Job, settings: Settings, now: Millis) -> Millis:
-    first = now if job.deferred_at is None else job.deferred_at
-    at_last = first + settings.max_deferral_sec * 1000
-    return Millis(min(now + settings.chat_pressure_delay_sec * 1000, at_last))
 
 
 def record_overdue(tx: WriteTx, jobs: Sequence[Job], pressure: Sequence[str], now: Millis) -> None:

@@ -1,4 +1,8 @@
-"""forecast: the store's jobs and runs, with what their runs took so far, handed to the simulation."""
+"""forecast, and when a slot will be free: the store's jobs and runs handed to the simulation.
+
+A run is expected to take the median of what its job's latest attempts took, of those that took longer than it has
+taken so far; where none did, the default, and where it has taken longer than that its lease.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,15 @@ from typing import Any
 
 from carolctl import global_pause, places, simulation
 from carolctl.clock import iso
+from carolctl.config import Settings
 from carolctl.model import Millis
 from carolctl.session import Session
-from carolctl.simulation import TICK_MS, Expected, Outlook
+from carolctl.simulation import TICK_MS, Expected, Fleet, Outlook, Pressure
 from carolctl.store.idle import STAMP_STALE_SEC
+from carolctl.store.tx import ReadTx
+
+_FARTHEST_MS = 7 * 86_400_000
+_MOST_ROWS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,33 +104,72 @@ def _slot(one: Expected) -> dict[str, Any]:
 def forecast(session: Session, *, hours: int, cap: int | None, default_ms: int) -> Forecast:
     """What the coming `hours` bring; `cap` tries another one."""
     with session.store.read() as tx:
-        settings, jobs, live = session.settings(tx), tx.jobs(), tx.live_runs()
+        settings = session.settings(tx)
+        present = _present(tx, settings, session.now, cap=cap, default_ms=default_ms)
         damaged = [broken.job_id for broken in tx.damaged_jobs()]
         paused = tx.meta(global_pause.KEY)
-        concerned = {job.job_id for job in jobs if job.next_fire_at is not None} | {
-            run.job_id for run in live
-        }
-        durations = {name: tx.recent_durations_ms(name) for name in sorted(concerned)}
-    measured = {name: round(median(found)) for name, found in durations.items() if found}
+    until = Millis(session.now + hours * 3_600_000)
+    first = _first_tick(session.now)
+    return Forecast(
+        outlook=simulation.simulate(present.fleet, now=session.now, until=until, first_tick=first),
+        measured=present.measured,
+        default_ms=default_ms,
+        paused=paused if global_pause.in_force(paused, session.now) else None,
+        damaged=damaged,
+    )
+
+
+def slot_eta_sec(tx: ReadTx, now: Millis, settings: Settings) -> int | None:
+    """Seconds until a slot is free and nobody waits for it; None when there is no telling."""
+    free_at = simulation.first_free(
+        _present(tx, settings, now).fleet,
+        now=now,
+        first_tick=_first_tick(now),
+        until=Millis(now + _FARTHEST_MS),
+        most=_MOST_ROWS,
+    )
+    return None if free_at is None else max(0, round((free_at - now) / 1000))
+
+
+@dataclass(frozen=True, slots=True)
+class _Present:
+    fleet: Fleet
+    #: By job: the median of its latest durations.
+    measured: Mapping[str, int]
+
+
+def _present(
+    tx: ReadTx, settings: Settings, now: Millis, *, cap: int | None = None, default_ms: int = 0
+) -> _Present:
+    """The fleet as it is: its jobs, its live runs, the pressure and the pause that are in force."""
+    jobs, live, paused = tx.jobs(), tx.live_runs(), tx.meta(global_pause.KEY)
+    concerned = {job.job_id for job in jobs if job.next_fire_at is not None} | {run.job_id for run in live}
+    durations = {name: tx.recent_durations_ms(name) for name in sorted(concerned)}
     own = {job.job_id: job.max_run_duration_sec for job in jobs}
-    is_paused = global_pause.in_force(paused, session.now)
-    fleet = simulation.Fleet(
+
+    def lease_ms(name: str) -> int:
+        return (own.get(name) or settings.max_run_duration_sec) * 1000
+
+    def duration_ms(name: str, elapsed: int) -> int:
+        # One that has already taken longer than most is one of the long ones.
+        longer = [taken for taken in durations.get(name, ()) if taken > elapsed]
+        return round(median(longer)) if longer else default_ms if default_ms > elapsed else lease_ms(name)
+
+    is_paused = global_pause.in_force(paused, now)
+    fleet = Fleet(
         jobs=jobs,
         live=live,
         cap=settings.max_concurrent if cap is None else cap,
-        duration_ms=lambda name: measured.get(name, default_ms),
-        lease_ms=lambda name: (own.get(name) or settings.max_run_duration_sec) * 1000,
+        duration_ms=duration_ms,
+        lease_ms=lease_ms,
+        pressure=Pressure(
+            until=max((until for _, until in tx.held_pressure(now)), default=Millis(0)),
+            step_ms=settings.chat_pressure_delay_sec * 1000,
+            longest_ms=settings.max_deferral_sec * 1000,
+        ),
         resumes_at=global_pause.ends_at(paused) if is_paused and paused else Millis(0),
     )
-    until = Millis(session.now + hours * 3_600_000)
-    outlook = simulation.simulate(fleet, now=session.now, until=until, first_tick=_first_tick(session.now))
-    return Forecast(
-        outlook=outlook,
-        measured=measured,
-        default_ms=default_ms,
-        paused=paused if is_paused else None,
-        damaged=damaged,
-    )
+    return _Present(fleet, {name: round(median(found)) for name, found in durations.items() if found})
 
 
 def _first_tick(now: Millis) -> Millis:

@@ -174,6 +174,12 @@ def is_deferred_enough(job: Job, now: Millis, *, longest_ms: int) -> bool:
     return job.deferred_at is not None and now - job.deferred_at >= longest_ms
 
 
+def put_off_until(job: Job, now: Millis, *, step_ms: int, longest_ms: int) -> Millis:
+    """When a due job is looked at again that pressure puts off: a step later, but not after the longest in total."""
+    first = now if job.deferred_at is None else job.deferred_at
+    return Millis(min(now + step_ms, first + longest_ms))
+
+
 def skip_elapsed(job: Job, slots: Slots, *, now: Millis, reason: SkipReason) -> list[SlotRow]:
     """The row that an edit, a pause or a resume leaves for the slots in (watermark, now]: none ever fires."""
     return _skipped(slots, job.last_scheduled_for, now, reason)

@@ -16,7 +16,6 @@ from carolctl.jobs import find
 from carolctl.model import Claimed, Job, Millis, Run
 from carolctl.permission import refuse_requester
 from carolctl.session import Session
-from carolctl.slot_eta import slot_eta_sec
 from carolctl.store.records import AuditEntry
 from carolctl.store.tx import ReadTx, WriteTx
 
@@ -36,6 +35,8 @@ def run_now(
         return _claim(session, job_id, settings, force=force, reason=reason, requester=requester)
     except _NoSlot:
         # Played forward without the lock: schedules take part in it.
+        from carolctl.outlook import slot_eta_sec
+
         with session.store.read() as snapshot:
             raise _full(settings, slot_eta_sec(snapshot, session.now, settings)) from None
 

@@ -2,12 +2,12 @@
 
 The rows of a slot are laid out by the policy that the tick itself uses, and the slots are given away by the rules
 of the claim: priority, then age, one slot a job unless its overlap is ``allow``. What cannot be known is taken as
-expected: each run takes as long as its job's runs do, nothing fails, and no pressure is held.
+expected: each run takes as long as its job's runs do, nothing fails, and pressure ends when it is held until now.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
@@ -44,15 +44,25 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pressure:
+    """Until when due jobs are put off, for how long at a time, and at most."""
+
+    until: Millis = Millis(0)  # noqa: RUF009 - a plain integer
+    step_ms: int = 0
+    longest_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
     """What is simulated."""
 
     jobs: Sequence[Job]
     live: Sequence[Run]
     cap: int
-    #: How long the next run of a job takes, by its id; its lease bounds it.
-    duration_ms: Callable[[str], int]
+    #: How long a run of a job takes that has taken so many milliseconds already; its lease bounds it.
+    duration_ms: Callable[[str, int], int]
     lease_ms: Callable[[str], int]
+    pressure: Pressure = Pressure()
     #: Nothing is fired or claimed before; None: nothing ever.
     resumes_at: Millis | None = Millis(0)  # noqa: RUF009 - a plain integer
 
@@ -94,21 +104,9 @@ class _World:
 def simulate(fleet: Fleet, *, now: Millis, until: Millis, first_tick: Millis) -> Outlook:
     """Play the ticks from `first_tick` on, every 30 s, and the ends of runs between them."""
     world = _begin(fleet, now)
-    grid = _Grid(first_tick, fleet.resumes_at)
-    asleep = fleet.resumes_at is None
-    while len(world.everything) < MOST_ROWS:
-        tick_at = None if asleep or not fleet.cap else _next_tick(world, grid)
-        end_at = world.running[0][0] if world.running else None
-        at = min((moment for moment in (tick_at, end_at) if moment is not None), default=until)
-        if at >= until:
+    for _ in _moments(world, first_tick, until):
+        if len(world.everything) >= MOST_ROWS:
             break
-        while world.running and world.running[0][0] <= at:
-            heappop(world.running)
-        if at == tick_at:
-            grid.passed(at)
-            _fire(world, at)
-        if not asleep and at >= (fleet.resumes_at or 0):
-            _claim(world, at)
     return Outlook(
         begin=now,
         until=until,
@@ -117,6 +115,37 @@ def simulate(fleet: Fleet, *, now: Millis, until: Millis, first_tick: Millis) ->
         unreadable=world.unreadable,
         is_cut=len(world.everything) >= MOST_ROWS,
     )
+
+
+def first_free(fleet: Fleet, *, now: Millis, first_tick: Millis, until: Millis, most: int) -> Millis | None:
+    """When a slot is free for the first time that nobody waits for; None where it is not, after `most` rows or so."""
+    world = _begin(fleet, now)
+    for at in _moments(world, first_tick, until):
+        if len(world.running) < fleet.cap:
+            return at
+        if len(world.everything) >= most:
+            break
+    return None
+
+
+def _moments(world: _World, first_tick: Millis, until: Millis) -> Iterator[Millis]:
+    """Each moment at which a tick finds something to do or a run ends, after what it brought."""
+    resumes_at = world.fleet.resumes_at
+    grid = _Grid(first_tick, resumes_at)
+    while True:
+        tick_at = None if resumes_at is None or not world.fleet.cap else _next_tick(world, grid)
+        end_at = world.running[0][0] if world.running else None
+        at = min((moment for moment in (tick_at, end_at) if moment is not None), default=until)
+        if at >= until:
+            return
+        while world.running and world.running[0][0] <= at:
+            heappop(world.running)
+        if at == tick_at:
+            grid.passed(at)
+            _fire(world, at)
+        if resumes_at is not None and at >= resumes_at:
+            _claim(world, at)
+        yield at
 
 
 class _Grid:
@@ -167,7 +196,8 @@ def _take_in(world: _World, run: Run, now: Millis) -> None:
         return
     one.start = run.started_at or run.slot_claimed_at or now
     lease = run.lease_expires_at or one.start
-    one.end = Millis(max(now, min(one.start + world.fleet.duration_ms(run.job_id), lease)))
+    expected = one.start + world.fleet.duration_ms(run.job_id, now - one.start)
+    one.end = Millis(max(now, min(expected, lease)))
     heappush(world.running, (one.end, one.number, one))
 
 
@@ -195,31 +225,42 @@ def _fire(world: _World, at: Millis) -> None:
         due.append(heappop(world.wakes)[1])
     live = _count_scheduled(world) if due else {}
     for job_id in due:
-        job = world.jobs[job_id]
-        firing = policy.plan_firing(
-            job,
-            world.slots[job_id],
-            now=at,
-            offset_ms=timing.spread_ms(job),
-            live=live.get(job_id, LiveScheduled()),
+        if not _put_off(world, world.jobs[job_id], at):
+            _fire_one(world, world.jobs[job_id], live.get(job_id, LiveScheduled()), at)
+        wake_up = world.jobs[job_id].next_fire_at
+        if wake_up is not None:
+            heappush(world.wakes, (wake_up, job_id))
+
+
+def _put_off(world: _World, job: Job, at: Millis) -> bool:
+    """Put a due job off, where pressure is held and it was not put off for as long as may be."""
+    pressure = world.fleet.pressure
+    if at >= pressure.until or policy.is_deferred_enough(job, at, longest_ms=pressure.longest_ms):
+        return False
+    later = policy.put_off_until(job, at, step_ms=pressure.step_ms, longest_ms=pressure.longest_ms)
+    first = at if job.deferred_at is None else job.deferred_at
+    world.jobs[job.job_id] = replace(job, next_fire_at=later, deferred_at=first)
+    return True
+
+
+def _fire_one(world: _World, job: Job, live: LiveScheduled, at: Millis) -> None:
+    offset = timing.spread_ms(job)
+    firing = policy.plan_firing(job, world.slots[job.job_id], now=at, offset_ms=offset, live=live)
+    world.jobs[job.job_id] = replace(
+        job, last_scheduled_for=firing.watermark, next_fire_at=firing.next_fire_at, deferred_at=None
+    )
+    for row in firing.rows:
+        one = Expected(
+            number=len(world.everything),
+            job_id=job.job_id,
+            scheduled_for=row.scheduled_for,
+            queued_at=at,
+            coalesced=row.coalesced,
+            skip_reason=row.skip_reason,
         )
-        world.jobs[job_id] = replace(
-            job, last_scheduled_for=firing.watermark, next_fire_at=firing.next_fire_at, deferred_at=None
-        )
-        if firing.next_fire_at is not None:
-            heappush(world.wakes, (firing.next_fire_at, job_id))
-        for row in firing.rows:
-            one = Expected(
-                number=len(world.everything),
-                job_id=job_id,
-                scheduled_for=row.scheduled_for,
-                queued_at=at,
-                coalesced=row.coalesced,
-                skip_reason=row.skip_reason,
-            )
-            world.everything.append(one)
-            if row.skip_reason is None:
-                world.queued.append(one)
+        world.everything.append(one)
+        if row.skip_reason is None:
+            world.queued.append(one)
 
 
 def _count_scheduled(world: _World) -> dict[str, LiveScheduled]:
@@ -250,7 +291,7 @@ def _claim(world: _World, at: Millis) -> None:
         candidates.append((-job.priority, one.queued_at, one.number, one))
     for _, _, number, one in sorted(candidates)[:free]:
         world.queued.remove(one)
-        taken = min(world.fleet.duration_ms(one.job_id), world.fleet.lease_ms(one.job_id))
+        taken = min(world.fleet.duration_ms(one.job_id, 0), world.fleet.lease_ms(one.job_id))
         one.start, one.end = at, Millis(at + max(1, taken))
         heappush(world.running, (one.end, number, one))
 

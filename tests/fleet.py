@@ -84,8 +84,8 @@ class Fleet:
         while self.running:
             self.end_together(dict.fromkeys(sorted(self.running)))
 
-    def runs(self, job_id: str) -> list[Run]:
-        """The runs of a job, oldest first."""
+    def runs(self, job_id: str | None = None) -> list[Run]:
+        """The runs of a job, or of all, oldest first."""
         from carolctl.store.runs import RunFilter
 
         with self.store.read() as tx:

@@ -196,7 +196,9 @@ def _refuse_missing(path: str) -> None:
     folder = os.path.dirname(path)
     if os.path.isdir(folder) and not os.access(folder, os.X_OK):
         raise NotPermitted(f"{folder} may not be entered", hint="check the owner and the modes")
-    raise NotFound(f"no such file: {path}", hint="check the path; add-job or migrate-jobs makes a new job store")
+    raise NotFound(
+        f"no such file: {path}", hint="check the path; add-job or migrate-jobs makes a new job store"
+    )
 
 
 def refuse_network_file_system(path: str) -> None:

@@ -37,7 +37,9 @@ def version_of(connection: sqlite3.Connection, path: str) -> int:
 def refuse_empty(path: str, version: int) -> None:
     """Raise `NotFound` when a command that only reads meets a database without our tables."""
     if version == 0:
-        raise NotFound(f"{path} holds no jobs table yet", hint="check the path; add-job or migrate-jobs makes them")
+        raise NotFound(
+            f"{path} holds no jobs table yet", hint="check the path; add-job or migrate-jobs makes them"
+        )
 
 
 def upgrade(connection: sqlite3.Connection, version: int) -> None:

@@ -99,19 +99,9 @@ def test_every_start_of_48_hours_is_within_one_tick_of_what_the_ticks_then_do(fl
         measured(fleet, name, taken)
     found = foresee(fleet, 48)
     really(fleet, T0 + 2 * DAY, durations)
-    with fleet.store.read() as tx:
-        began = {
-            (name, slot): start
-            for name, slot, start in tx._connection.execute(
-                "SELECT job_id, scheduled_for, slot_claimed_at FROM runs WHERE slot_claimed_at IS NOT NULL"
-            )
-        }
-        skipped = {
-            (name, slot)
-            for name, slot in tx._connection.execute(
-                "SELECT job_id, scheduled_for FROM runs WHERE status = 'skipped'"
-            )
-        }
+    runs = fleet.runs()
+    began = {(run.job_id, run.scheduled_for): run.slot_claimed_at or 0 for run in runs if run.started_at}
+    skipped = {(run.job_id, run.scheduled_for) for run in runs if run.status == "skipped"}
     foreseen = {(one.job_id, one.scheduled_for): one.start or 0 for one in found.outlook.starts()}
     print(len(foreseen), len(skipped), found.longest_wait_ms(), simulation.running_peak(found.outlook))
     assert len(foreseen) > 1000
@@ -154,6 +144,24 @@ def test_a_pause_of_everything_puts_off_what_is_caught_up_after_it(fleet: Fleet)
     assert second["start"] == "2026-01-01T03:00:00Z"
     jobs.pause_all(fleet.session(), until=None, reason=None)
     assert foresee(fleet, 4).document()["starts"] == []
+
+
+def test_held_pressure_puts_off_what_is_due_as_long_as_a_tick_would(fleet: Fleet) -> None:
+    fleet.add(job("minutely", cron="* * * * *"), job("often", cron="*/7 * * * *"), job("seldom"))
+    durations = {"minutely": 20_000, "often": 90_000, "seldom": 100_000}
+    for name, taken in durations.items():
+        measured(fleet, name, taken)
+    with fleet.store.write() as tx:
+        tx.set_setting("pressure.max_deferral_sec", "600", now=fleet.now)
+        tx.hold_pressure("chat", now=fleet.now, until=Millis(T0 + 25 * MINUTE))
+    found = foresee(fleet, 2)
+    really(fleet, T0 + 2 * HOUR, durations)
+    foreseen = {(one.job_id, one.scheduled_for): one.start or 0 for one in found.outlook.starts()}
+    began = {
+        (run.job_id, run.scheduled_for): run.slot_claimed_at or 0 for run in fleet.runs() if run.started_at
+    }
+    assert min(began.values()) >= T0 + 10 * MINUTE
+    assert foreseen == began
 
 
 def test_no_metrics_means_the_default_and_a_lease_bounds_what_is_expected(fleet: Fleet) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from carolctl import cancel, clock, finish, run_now, spool, sweep
+from carolctl import cancel, clock, finish, outlook, run_now, spool, sweep
 from carolctl import settle as settling
 from carolctl.config import Settings
 from carolctl.errors import CapacityFull, JobRunning, NotFound, TryAgainLater
@@ -725,10 +725,10 @@ def test_the_eta_follows_what_the_job_usually_takes_and_who_waits_before(store: 
     running(store, "a")
     running(store, "b")
     with store.read() as tx:
-        assert run_now.slot_eta_sec(tx, Millis(T0 + MINUTE), Settings()) == 41
+        assert outlook.slot_eta_sec(tx, Millis(T0 + MINUTE), Settings()) == 41
     with store.write() as tx:
         tx.insert_run("c", source="manual", now=T0)
-        assert run_now.slot_eta_sec(tx, Millis(T0 + MINUTE), Settings()) == LEASE_SEC - 60
+        assert outlook.slot_eta_sec(tx, Millis(T0 + MINUTE), Settings()) == LEASE_SEC - 60
 
 
 def test_a_forced_run_passes_the_cap_counts_and_leaves_one_line_in_the_audit_log(store: Store) -> None:
