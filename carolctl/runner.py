@@ -15,14 +15,13 @@ from carolctl import clock, places
 from carolctl.claims import Started, failed, finish, launch_all, start
 from carolctl.errors import BadConfig, CarolError, Exit, UsageError
 from carolctl.failure_text import class_of_exit
-from carolctl.launch.capture import CappedLog, Result, prepare_result, take_result
+from carolctl.launch.capture import TELLING_LINES, CappedLog, Result, prepare_result, take_result
 from carolctl.launch.process import RUN_VARIABLES
 from carolctl.launch.supervisor import CommandSupervisor, Ending, Signals, boot_seconds
 from carolctl.model import CommandAction, Outcome, Run
 from carolctl.notices import warn
 from carolctl.session import Session, open_session
 
-_TELLING_LINES = 5
 """How many of the last lines of output may name the class of a failure."""
 
 
@@ -84,7 +83,7 @@ def _carry_out(session: Session, signals: Signals, started: Started) -> Outcome:
     except (OSError, ValueError) as problem:
         return failed(run, "launch_failed", _cannot_run(action.argv[0], problem))
     ending = supervisor.wait()
-    return _outcome(run, ending, take_result(result_file), log.last_lines(_TELLING_LINES))
+    return _outcome(run, ending, take_result(result_file), log.last_lines(TELLING_LINES))
 
 
 def _environment(run: Run, db: str, result_file: str) -> dict[str, str]:

@@ -11,7 +11,8 @@ from dataclasses import replace
 from carolctl import clock, places, policy
 from carolctl.errors import BadData, NotFound, NotPermitted, StoreBusy
 from carolctl.failpoints import failpoint
-from carolctl.launch import handover
+from carolctl.failure_text import class_of_exit
+from carolctl.launch import handover, journal
 from carolctl.launch.capture import Result, take_result
 from carolctl.launch.service_manager import is_being_stopped, is_shutting_down, manager_of_user, properties
 from carolctl.launch.unit_names import run_unit
@@ -51,6 +52,8 @@ def finish(run_id: int, claim_no: int, told: str) -> None:
     ended = judge(end, result.failure_reason)
     if ended is None:
         return
+    if ended.reason == "exit_nonzero":
+        ended = _in_its_words(ended, result, unit)
     outcome = _outcome(run_id, claim_no, ended, result)
     if run is not None and run.stop_reason is not None:
         outcome = policy.final_outcome(
@@ -87,6 +90,21 @@ def _end_of(unit: str, run: Run | None) -> UnitEnd:
         executed=began or not (code == "exited" and is_managers_own(status)),
         being_stopped=pending and is_being_stopped(manager, unit),
         past_lease=run is None or left_ms(run) <= _EXPIRY_SLACK_MS,
+    )
+
+
+def _in_its_words(ended: Ended, result: Result, unit: str) -> Ended:
+    """The class that the command's own words name, as the last resort: its summary, else what it printed last."""
+    if ended.exit_status is None:
+        return ended
+    reason = class_of_exit(ended.exit_status, result.summary)
+    if reason != "exit_nonzero" or result.summary:
+        return replace(ended, reason=reason)
+    lines = journal.last_lines(unit)
+    return replace(
+        ended,
+        reason=class_of_exit(ended.exit_status, *lines),
+        summary=next(iter(lines), ended.summary),
     )
 
 

@@ -20,6 +20,8 @@ from carolctl.model import FAILURE_CLASSES, FailureClass
 
 SUMMARY_CAP = 2000
 LAST_LINE_CAP = 200
+TELLING_LINES = 5
+"""How many lines may name the class of a failure."""
 RESULT_CAP_BYTES = 64 * 1024
 LARGEST_TURN_COUNT = 2**31 - 1
 
@@ -64,9 +66,7 @@ class CappedLog:
 
     def last_lines(self, count: int) -> list[str]:
         """So many of those lines, the last one first."""
-        lines = reversed(self._recent.decode("utf-8", "replace").splitlines())
-        telling = (printable(_CONTROL_SEQUENCE.sub("", line))[:LAST_LINE_CAP] for line in lines)
-        return list(islice((text for text in telling if text), count))
+        return telling_lines(self._recent.decode("utf-8", "replace"), count)
 
     def close(self) -> None:
         """No more output."""
@@ -157,6 +157,14 @@ def _result(document: dict[str, Any]) -> Result:
         summary=said or None,
         failure_reason=meant if failed else None,
     )
+
+
+def telling_lines(text: str, count: int = TELLING_LINES) -> list[str]:
+    """The last lines that say anything, the last one first, without control characters."""
+    lines = (
+        printable(_CONTROL_SEQUENCE.sub("", line))[:LAST_LINE_CAP] for line in reversed(text.splitlines())
+    )
+    return list(islice((line for line in lines if line), count))
 
 
 def printable(text: str) -> str:

@@ -8,12 +8,14 @@ import time
 from collections.abc import Sequence
 
 from carolctl.errors import NotPermitted, Unavailable
+from carolctl.launch.capture import TELLING_LINES, telling_lines
 from carolctl.launch.service_manager import environment, manager_of_user
 from carolctl.lockguard import require_unlocked
 from carolctl.model import Millis
 
 _CURSOR = b"-- cursor: "
 _ANSWER_SEC = 60.0
+_SOON_SEC = 2.0
 _LAG_SEC = 0.5
 
 
@@ -35,6 +37,18 @@ def output(units: Sequence[str], *, since: Millis, cursor: str | None = None) ->
     return text.decode("utf-8", "backslashreplace"), last.strip().decode()
 
 
+def last_lines(unit: str) -> list[str]:
+    """The last lines that the command in `unit` wrote, newest first; none where they cannot be read soon."""
+    require_unlocked("reading the journal")
+    chosen = ["--output=cat", "--all", f"--lines={TELLING_LINES}", _match(unit), "_TRANSPORT=stdout"]
+    try:
+        flush(_SOON_SEC)
+        text = _journalctl(*chosen, seconds=_SOON_SEC)
+    except (NotPermitted, Unavailable):
+        return []
+    return telling_lines(text.decode("utf-8", "backslashreplace"))
+
+
 def _match(unit: str) -> str:
     """How its lines are found. The journal does not know the user unit of a process that ended very soon."""
     if manager_of_user() == "system":
@@ -42,23 +56,23 @@ def _match(unit: str) -> str:
     return f"SYSLOG_IDENTIFIER={unit.removesuffix('.service')}"
 
 
-def flush() -> None:
+def flush(seconds: float = _ANSWER_SEC) -> None:
     """Have the journal take in what was written just now; where we may not ask for that, give it some time."""
     if manager_of_user() == "system":
-        _journalctl("--sync")
+        _journalctl("--sync", seconds=seconds)
     else:
         require_unlocked("waiting for the journal")
         time.sleep(_LAG_SEC)
 
 
-def _journalctl(*arguments: str) -> bytes:
+def _journalctl(*arguments: str, seconds: float = _ANSWER_SEC) -> bytes:
     try:
         done = subprocess.run(
             ["journalctl", "--quiet", "--no-pager", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env=environment(os.environ),
-            timeout=_ANSWER_SEC,
+            timeout=seconds,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as problem:

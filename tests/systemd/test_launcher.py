@@ -100,6 +100,7 @@ _POLITE = 'trap "exit 0" TERM; touch /srv/ready-$CAROL_RUN_ID; while :; do sleep
     [
         (("--", "true"), "completed", None, 0),
         (("--", "sh", "-c", "exit 7"), "failed", "exit_nonzero", 7),
+        (("--", "sh", "-c", "echo 429 Too Many Requests; echo bye; exit 7"), "failed", "rate_limited", 7),
         (("--", "sh", "-c", "sleep 0.1; exit 203"), "failed", "exit_nonzero", 203),
         (("--", "sh", "-c", "kill -KILL $$"), "failed", "killed", 137),
         (("--", "sh", "-c", "kill -TERM $$"), "failed", "killed", 143),
