@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -105,14 +105,16 @@ def forecast(session: Session, *, hours: int, cap: int | None, default_ms: int) 
     """What the coming `hours` bring; `cap` tries another one."""
     with session.store.read() as tx:
         settings = session.settings(tx)
-        present = _present(tx, settings, session.now, cap=cap, default_ms=default_ms)
+        found = present(tx, settings, session.now, default_ms=default_ms)
         damaged = [broken.job_id for broken in tx.damaged_jobs()]
         paused = tx.meta(global_pause.KEY)
     until = Millis(session.now + hours * 3_600_000)
+    # Nominal times: what is held now says little of the hours to come.
+    fleet = replace(found.fleet, pressure=Pressure(), cap=settings.max_concurrent if cap is None else cap)
     first = _first_tick(session.now)
     return Forecast(
-        outlook=simulation.simulate(present.fleet, now=session.now, until=until, first_tick=first),
-        measured=present.measured,
+        outlook=simulation.simulate(fleet, now=session.now, until=until, first_tick=first),
+        measured=found.measured,
         default_ms=default_ms,
         paused=paused if global_pause.in_force(paused, session.now) else None,
         damaged=damaged,
@@ -122,7 +124,7 @@ def forecast(session: Session, *, hours: int, cap: int | None, default_ms: int) 
 def slot_eta_sec(tx: ReadTx, now: Millis, settings: Settings) -> int | None:
     """Seconds until a slot is free and nobody waits for it; None when there is no telling."""
     free_at = simulation.first_free(
-        _present(tx, settings, now).fleet,
+        present(tx, settings, now).fleet,
         now=now,
         first_tick=_first_tick(now),
         until=Millis(now + _FARTHEST_MS),
@@ -132,15 +134,15 @@ def slot_eta_sec(tx: ReadTx, now: Millis, settings: Settings) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Present:
+class Present:
+    """The fleet as it is now."""
+
     fleet: Fleet
     #: By job: the median of its latest durations.
     measured: Mapping[str, int]
 
 
-def _present(
-    tx: ReadTx, settings: Settings, now: Millis, *, cap: int | None = None, default_ms: int = 0
-) -> _Present:
+def present(tx: ReadTx, settings: Settings, now: Millis, *, default_ms: int = 0) -> Present:
     """The fleet as it is: its jobs, its live runs, the pressure and the pause that are in force."""
     jobs, live, paused = tx.jobs(), tx.live_runs(), tx.meta(global_pause.KEY)
     concerned = {job.job_id for job in jobs if job.next_fire_at is not None} | {run.job_id for run in live}
@@ -159,7 +161,7 @@ def _present(
     fleet = Fleet(
         jobs=jobs,
         live=live,
-        cap=settings.max_concurrent if cap is None else cap,
+        cap=settings.max_concurrent,
         duration_ms=duration_ms,
         lease_ms=lease_ms,
         pressure=Pressure(
@@ -169,7 +171,7 @@ def _present(
         ),
         resumes_at=global_pause.ends_at(paused) if is_paused and paused else Millis(0),
     )
-    return _Present(fleet, {name: round(median(found)) for name, found in durations.items() if found})
+    return Present(fleet, {name: round(median(found)) for name, found in durations.items() if found})
 
 
 def _first_tick(now: Millis) -> Millis:

@@ -2,7 +2,7 @@
 
 The rows of a slot are laid out by the policy that the tick itself uses, and the slots are given away by the rules
 of the claim: priority, then age, one slot a job unless its overlap is ``allow``. What cannot be known is taken as
-expected: each run takes as long as its job's runs do, nothing fails, and pressure ends when it is held until now.
+expected: each run takes as long as its job's runs do, nothing fails, and pressure is not prolonged.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ def test_a_pause_of_everything_puts_off_what_is_caught_up_after_it(fleet: Fleet)
     assert foresee(fleet, 4).document()["starts"] == []
 
 
-def test_held_pressure_puts_off_what_is_due_as_long_as_a_tick_would(fleet: Fleet) -> None:
+def test_the_fleet_played_forward_for_an_eta_puts_off_what_held_pressure_would(fleet: Fleet) -> None:
     fleet.add(job("minutely", cron="* * * * *"), job("often", cron="*/7 * * * *"), job("seldom"))
     durations = {"minutely": 20_000, "often": 90_000, "seldom": 100_000}
     for name, taken in durations.items():
@@ -154,9 +154,13 @@ def test_held_pressure_puts_off_what_is_due_as_long_as_a_tick_would(fleet: Fleet
     with fleet.store.write() as tx:
         tx.set_setting("pressure.max_deferral_sec", "600", now=fleet.now)
         tx.hold_pressure("chat", now=fleet.now, until=Millis(T0 + 25 * MINUTE))
-    found = foresee(fleet, 2)
-    really(fleet, T0 + 2 * HOUR, durations)
-    foreseen = {(one.job_id, one.scheduled_for): one.start or 0 for one in found.outlook.starts()}
+    assert foresee(fleet, 2).document()["starts"][0]["start"] == "2026-01-01T00:01:00Z"
+    with fleet.store.read() as tx:
+        now = outlook.present(tx, fleet.session().settings(tx), fleet.now).fleet
+    until = Millis(T0 + 2 * HOUR)
+    found = simulation.simulate(now, now=fleet.now, until=until, first_tick=fleet.now)
+    really(fleet, until, durations)
+    foreseen = {(one.job_id, one.scheduled_for): one.start or 0 for one in found.starts()}
     began = {
         (run.job_id, run.scheduled_for): run.slot_claimed_at or 0 for run in fleet.runs() if run.started_at
     }
