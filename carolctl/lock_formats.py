@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 WAL_WRITER = 120
@@ -73,13 +73,15 @@ class Stat(NamedTuple):
     name: str
 
 
-def parse_locks(text: str, *, device: str | None, inode: int) -> Iterator[FileLock]:
+def parse_locks(
+    text: str, *, device: str | None, inode: int, kinds: Collection[str] = ("POSIX", "OFDLCK")
+) -> Iterator[FileLock]:
     """The locks on a file, from ``/proc/locks``; `device` is ``major:minor`` in hexadecimal, None means any."""
     wanted = f":{inode} "
     for line in text.splitlines():
         words = line.split()
         # `->` marks one who waits for a lock.
-        if wanted not in line or len(words) != 8 or words[1] not in ("POSIX", "OFDLCK"):
+        if wanted not in line or len(words) != 8 or words[1] not in kinds:
             continue
         where, _, number = words[5].rpartition(":")
         if number == str(inode) and device in (None, where):

@@ -37,6 +37,7 @@ from carolctl.lock_formats import (
 )
 from carolctl.lock_verdict import UNSEEN, Sample
 from carolctl.lockguard import require_unlocked
+from carolctl.store.gate import SUFFIX
 
 _FLOCK = struct.Struct("hhqqi4x")
 _HEAD = 136
@@ -132,6 +133,15 @@ class Watched:
         if index:
             self.wal_index = parse_wal_index(index.head()) or self.wal_index
         return self._wal_sample(at, self._witnessed(index, text, _WAL_PLACES) if index else [], locks)
+
+    def first_in_line(self) -> int | None:
+        """Who is first in the line of carolctl's own writers before this database, if there is one."""
+        try:
+            facts = os.stat(self.path + SUFFIX)
+        except OSError:
+            return None
+        locks = parse_locks(self._lock_table(), device=None, inode=facts.st_ino, kinds=("FLOCK",))
+        return next((lock.pid for lock in locks if lock.is_write and lock.pid > 0), None)
 
     def _rollback_sample(self, at: float, locks: Sequence[FileLock]) -> Sample:
         writer = _writer(locks, RESERVED, SHARED)

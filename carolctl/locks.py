@@ -112,7 +112,7 @@ def _concluded(
         readers=_readers(counted, witness),
         readers_block_writers=lock_verdict.readers_block_writers(counted, activity=words, is_wal=is_wal),
         wal=_wal(watched),
-        limits=(*sorted(watched.remarks), *remarks, *_limits(blamed)),
+        limits=(*sorted(watched.remarks), *remarks, *_limits(blamed), *_stopped_in_line(watched)),
     )
 
 
@@ -230,6 +230,17 @@ def _wal(watched: Watched) -> dict[str, object] | None:
         "backfilled": index.backfilled if index else 0,
         "checkpointers": sorted(watched.checkpointers - {UNSEEN}),
     }
+
+
+def _stopped_in_line(watched: Watched) -> list[str]:
+    pid = watched.first_in_line()
+    glimpse = lock_holders.glimpse(pid, 0.0) if pid else None
+    if glimpse is None or glimpse.stat.state not in ("T", "t"):
+        return []
+    return [
+        f"pid {pid} is stopped at the head of the line of carolctl's own writers: each of them waits for most of its"
+        f" deadline, then goes on without; continue it (kill -CONT {pid}) or end it"
+    ]
 
 
 def _limits(found: _Found | None) -> list[str]:

@@ -20,6 +20,7 @@ from carolctl.errors import StoreBusy
 from carolctl.store.db import Store, open_store
 from carolctl.store.gate import SUFFIX, queued
 from tests import builders
+from tests.builders import Carol
 
 _HOLDER = """
 import fcntl, os, sys, time
@@ -123,6 +124,15 @@ def test_a_stopped_holder_is_passed_by_before_the_deadline(opened: Store) -> Non
     with holder(opened) as first:
         first.send_signal(signal.SIGSTOP)
         assert 0.5 < write(opened) < 0.95
+
+
+def test_a_stopped_holder_is_named_by_locks(opened: Store, carol: Carol) -> None:
+    with holder(opened) as first:
+        assert carol("locks", "--json").json()["limits"] == []
+        first.send_signal(signal.SIGSTOP)
+        found = carol("locks", "--json").json()
+        assert found["verdict"] == "free"
+        assert f"kill -CONT {first.pid}" in found["limits"][0]
 
 
 def test_a_foreign_lock_is_waited_for_until_the_deadline_behind_a_stopped_holder_too(opened: Store) -> None:
