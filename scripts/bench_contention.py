@@ -22,11 +22,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import bench_outsider
 import slow_fsync
+from bench_outsider import DEADLINE_SEC, Felt
 from bench_scale import AGENTS, store_of
 from bench_stats import Goal, brief, endpoint, machine_line, percentile, print_table, verdict
 
@@ -34,7 +36,6 @@ from carolctl.errors import StoreBusy
 from carolctl.store.db import open_store
 
 THINK_SEC = 0.02
-DEADLINE_SEC = 5
 HOG_ON_SEC, HOG_OFF_SEC = 0.09, 0.01
 SLOWER_MS = 5
 #: How long an outsider writes on the slow disk, and how long the endpoints take that a tick calls meanwhile.
@@ -273,15 +274,6 @@ def _median(rounds: Sequence[Taken], share: float) -> float:
 # -- a slow disk -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Felt:
-    """An outsider's writes beside carolctl, and in turns with them those to a database that nobody else uses."""
-
-    beside: list[float]
-    alone: list[float]
-    locked: int
-
-
 def slow_disk(runs: int, *, markdown: bool) -> list[Goal]:
     """An outsider beside dispatching ticks; nothing, and why, where the disk cannot be made slower."""
     with tempfile.TemporaryDirectory(prefix="carolctl-bench-") as folder, endpoint() as url:
@@ -325,12 +317,10 @@ def _felt_row(name: str, taken: Sequence[float], locked: int) -> list[str]:
 def _felt_beside_a_tick(url: str, shim: Path, seconds: float) -> Felt:
     """An outsider that writes for `seconds`, and half a second into that a tick that fires everything."""
     with store_of(AGENTS, due=AGENTS, action=("--url", url)) as home:
-        twin = f"{home.database}-idle"
-        for path in (home.database, twin):
-            _make_outside(path)
+        bench_outsider.prepare(home.database)
         slow = slow_fsync.environment(shim)
         home.env |= {"SCHEDULE_MAX_CONCURRENT": str(AGENTS), **slow}
-        words = [sys.executable, __file__, "--outsider", home.database, twin, str(seconds)]
+        words = [sys.executable, bench_outsider.__file__, home.database, str(seconds)]
         with closing_process(
             subprocess.Popen(words, env=os.environ | slow, stdout=subprocess.PIPE)
         ) as outsider:
@@ -351,48 +341,6 @@ def closing_process(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Pop
         process.wait()
 
 
-def _make_outside(path: str) -> None:
-    with closing(sqlite3.connect(path, isolation_level=None, timeout=DEADLINE_SEC)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("CREATE TABLE outside (id INTEGER PRIMARY KEY, n INTEGER)")
-        connection.execute("INSERT INTO outside VALUES (1, 0)")
-
-
-def be_an_outsider(database: str, twin: str, seconds: float) -> None:
-    """Write to both in turns, with SQLite's own wait, and print what it took."""
-    beside: list[float] = []
-    alone: list[float] = []
-    locked = 0
-    until = time.perf_counter() + seconds
-    with closing(_outsider(database)) as busy, closing(_outsider(twin)) as idle:
-        # The first commit of a connection also syncs the folder.
-        _write(busy, [])
-        _write(idle, [])
-        while time.perf_counter() < until:
-            locked += not _write(busy, beside)
-            time.sleep(random.uniform(0.005, 0.015))
-            _write(idle, alone)
-            time.sleep(random.uniform(0.005, 0.015))
-    print(json.dumps({"beside": beside, "alone": alone, "locked": locked}))
-
-
-def _outsider(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, timeout=DEADLINE_SEC)
-    connection.execute("PRAGMA synchronous = FULL")
-    return connection
-
-
-def _write(connection: sqlite3.Connection, milliseconds: list[float]) -> bool:
-    began = time.perf_counter()
-    try:
-        connection.execute("UPDATE outside SET n = n + 1 WHERE id = 1")
-    except sqlite3.OperationalError:
-        return False
-    finally:
-        milliseconds.append((time.perf_counter() - began) * 1000)
-    return True
-
-
 # -- the tables --------------------------------------------------------------------------------------------
 
 
@@ -409,9 +357,6 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--outsider"]:
-        be_an_outsider(sys.argv[2], sys.argv[3], float(sys.argv[4]))
-        return 0
     options = _options()
     print(machine_line(), end="\n\n")
     goals: list[Goal] = []

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
 import sqlite3
 import statistics
@@ -28,8 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,6 +164,8 @@ if len(sys.argv) == 6 and sys.argv[1] == "--peer":
     PEERS[sys.argv[2]](sys.argv[3], sys.argv[4], int(sys.argv[5]))
     sys.exit()
 
+import bench_outsider  # noqa: E402
+from bench_outsider import Felt  # noqa: E402
 from bench_scale import store_of  # noqa: E402
 from bench_stats import (  # noqa: E402
     Goal,
@@ -279,100 +280,31 @@ def run_peer(name: str, database: str, url: str, count: int) -> None:
 # -- outside writes ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Felt:
-    """What an outside writer felt: milliseconds of its writes, the failed ones included.
-
-    `idle` are those of writes to a database that nobody else uses, made in turns with the others.
-    """
-
-    name: str
-    milliseconds: list[float]
-    idle: list[float]
-    failed: int
-
-    @property
-    def factor(self) -> float:
-        """The median write as a multiple of the median write beside nobody."""
-        return percentile(self.milliseconds, 0.5) / percentile(self.idle, 0.5)
-
-
-def outsiders(url: str) -> list[Felt]:
-    """The outside writer beside each scheduler."""
+def outsiders(url: str) -> dict[str, Felt]:
+    """What the outside writer feels beside each scheduler."""
     with store_of(AGENTS, due=AGENTS, action=("--url", url)) as home:
         home.env["SCHEDULE_MAX_CONCURRENT"] = str(AGENTS)
-        _with_side_table(home.database)
+        bench_outsider.prepare(home.database)
         home.carolctl("tick")
-        ours = write_outside("carolctl", home.database)
-    return [ours, *(_felt_beside(peer, url) for peer in ("huey", "APScheduler", "incident"))]
+        ours = bench_outsider.feel(home.database, WINDOW_SEC)
+    peers = {"huey": "huey", "APScheduler": "APScheduler", "incident": "a lock held across the dispatch"}
+    return {"carolctl": ours} | {name: _felt_beside(peer, url) for peer, name in peers.items()}
 
 
 def _felt_beside(peer: str, url: str) -> Felt:
-    name = "a lock held across the dispatch" if peer == "incident" else peer
     with tempfile.TemporaryDirectory(prefix="carolctl-bench-") as folder:
         database = str(Path(folder) / "peer.db")
         run_peer(f"{peer.lower()}_prepare", database, url, AGENTS)
-        _with_side_table(database)
+        bench_outsider.prepare(database)
         worker = subprocess.Popen(
             as_peer(f"{peer.lower()}_work", database, url, str(AGENTS)), stderr=subprocess.DEVNULL
         )
         try:
             time.sleep(0.3)
-            return write_outside(name, database)
+            return bench_outsider.feel(database, WINDOW_SEC)
         finally:
             worker.kill()
             worker.wait()
-
-
-def _with_side_table(database: str) -> None:
-    with closing(sqlite3.connect(database, timeout=DEADLINE_SEC)) as connection, connection:
-        connection.execute("CREATE TABLE IF NOT EXISTS outside (id INTEGER PRIMARY KEY, n INTEGER)")
-        connection.execute("INSERT OR REPLACE INTO outside VALUES (1, 0)")
-
-
-def write_outside(name: str, database: str) -> Felt:
-    """One-row updates for `WINDOW_SEC`, each its own durable transaction with SQLite's own wait for the lock.
-
-    In turns with the same in a database beside it, which shows what the machine costs just now.
-    """
-    milliseconds: list[float] = []
-    idle: list[float] = []
-    failed = 0
-    with _writer(database) as beside, _writer(_idle_twin(database)) as alone:
-        until = time.perf_counter() + WINDOW_SEC
-        while time.perf_counter() < until:
-            failed += not _write(beside, milliseconds)
-            time.sleep(random.uniform(0.005, 0.015))
-            _write(alone, idle)
-            time.sleep(random.uniform(0.005, 0.015))
-    return Felt(name, milliseconds, idle, failed)
-
-
-def _idle_twin(database: str) -> str:
-    twin = f"{database}-idle"
-    with _writer(twin) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-    _with_side_table(twin)
-    return twin
-
-
-@contextmanager
-def _writer(database: str) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(database, isolation_level=None, timeout=DEADLINE_SEC)) as connection:
-        connection.execute("PRAGMA synchronous = FULL")
-        yield connection
-
-
-def _write(connection: sqlite3.Connection, milliseconds: list[float]) -> bool:
-    """One write, timed; whether the lock was to be had."""
-    began = time.perf_counter()
-    try:
-        connection.execute("UPDATE outside SET n = n + 1 WHERE id = 1")
-    except sqlite3.OperationalError:
-        return False
-    finally:
-        milliseconds.append((time.perf_counter() - began) * 1000)
-    return True
 
 
 # -- the tables --------------------------------------------------------------------------------------------
@@ -404,27 +336,31 @@ def main() -> int:
         [f"a one-row write beside {AGENTS} dispatches of {ANSWER_SEC:g} s", *header],
         [
             [
-                one.name,
-                str(len(one.milliseconds)),
-                str(one.failed),
-                *(brief(percentile(one.milliseconds, share)) for share in (0.5, 0.95, 0.99)),
-                brief(max(one.milliseconds)),
-                brief(percentile(one.idle, 0.5)),
-                brief(one.factor),
+                name,
+                str(len(one.beside)),
+                str(one.locked),
+                *(brief(percentile(one.beside, share)) for share in (0.5, 0.95, 0.99)),
+                brief(max(one.beside)),
+                brief(percentile(one.alone, 0.5)),
+                brief(_factor(one)),
             ]
-            for one in felt
+            for name, one in felt.items()
         ],
         markdown=options.markdown,
     )
-    return verdict(_goals(felt), report=options.report)
+    return verdict(_goals(felt["carolctl"]), report=options.report)
 
 
-def _goals(felt: list[Felt]) -> list[Goal]:
+def _factor(felt: Felt) -> float:
+    """The median write as a multiple of the median write beside nobody."""
+    return percentile(felt.beside, 0.5) / percentile(felt.alone, 0.5)
+
+
+def _goals(ours: Felt) -> list[Goal]:
     """The first table is a report: three programs that keep different promises have no common goal."""
-    ours = felt[0]
     return [
-        Goal(name="outside writes that failed beside carolctl", value=ours.failed, most=0, unit=""),
-        Goal(name="outside write beside carolctl and beside nobody, p50", value=ours.factor, most=2),
+        Goal(name="outside writes that failed beside carolctl", value=ours.locked, most=0, unit=""),
+        Goal(name="outside write beside carolctl and beside nobody, p50", value=_factor(ours), most=2),
     ]
 
 
