@@ -21,8 +21,8 @@ from carolctl.simulation import TICK_MS, Expected, Fleet, Outlook, Pressure
 from carolctl.store.idle import STAMP_STALE_SEC
 from carolctl.store.tx import ReadTx
 
-_FARTHEST_MS = 7 * 86_400_000
-_MOST_ROWS = 20_000
+_FARTHEST_MS = 86_400_000
+_MOST_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

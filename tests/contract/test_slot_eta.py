@@ -61,7 +61,7 @@ class Fleet:
 
     def _end_of(self, one: object) -> int:
         run = one.run  # type: ignore[attr-defined]
-        return int(run.started_at + 1000 * JOBS[run.job_id][1])
+        return int(run.started_at + 1000 * JOBS.get(run.job_id, ("", 60))[1])
 
     def _end(self) -> None:
         over = min(self.launcher.started, key=self._end_of)
@@ -129,3 +129,13 @@ def test_run_job_when_full_has_an_eta_within_one_tick_of_the_truth_in_a_simulate
             fleet.play(fleet.now + 1000)
         errors.append((fleet.now - at) / 1000 - eta)
     assert max(map(abs, errors)) <= TICK_MS / 1000
+
+
+def test_a_fleet_that_will_never_have_a_free_slot_has_no_eta(fleet: Fleet) -> None:
+    with fleet.store.write() as tx:
+        tx.insert_jobs([job(f"crowd-{number}", cron="* * * * *") for number in range(300)])
+    fleet.play(T0 + 2 * MINUTE)
+    with pytest.raises(CapacityFull) as caught:
+        run_now.run_now(fleet.session(), "by-hand", force=False, reason=None, requester=None)
+    assert caught.value.details == {"slot_eta_sec": None}
+    assert "at an unknown time" in caught.value.message
