@@ -17,10 +17,11 @@ from carolctl.notices import warn
 from carolctl.session import actor
 
 if TYPE_CHECKING:
-    from carolctl.backup import Backup, Restored
+    from carolctl.backup import Backup
     from carolctl.cli.render import Tone
     from carolctl.doctor import Report
     from carolctl.doctor_checks import Status
+    from carolctl.restore import Restored
 
 Target = Annotated[
     str | None,
@@ -133,18 +134,20 @@ def backup(
     A copy is whole, checked and under a store uuid of its own. A restore sets the present store aside, paused; slots
     that were missed since the backup are caught up by the next tick, as after an outage.
     """
-    from carolctl import backup as verb
+    from carolctl import backup as backing_up
+    from carolctl import restore as restoring
+    from carolctl.store_copy import Caller
 
     store = os.path.abspath(db) if db else places.scheduler_db()
-    caller = verb.Caller(now=clock.now(), actor=actor(), deadline_ms=config.busy_timeout_ms(os.environ, warn))
+    caller = Caller(now=clock.now(), actor=actor(), deadline_ms=config.busy_timeout_ms(os.environ, warn))
     if restore is not None:
         if target is not None or keep is not None:
             raise UsageError("--restore takes neither a target nor --keep")
-        done: Backup | Restored = verb.restore(restore, store, caller, even_if_used=yes)
+        done: Backup | Restored = restoring.restore(restore, store, caller, even_if_used=yes)
     elif yes:
         raise UsageError("--yes goes with --restore")
     else:
-        done = verb.backup(store, target, caller, keep=keep)
+        done = backing_up.backup(store, target, caller, keep=keep)
     print_json(asdict(done)) if as_json else print_lines(_lines(done))
 
 

@@ -365,7 +365,7 @@ _MORTAL = textwrap.dedent(
                 os.kill(os.getpid(), signal.SIGKILL)
 
     from carolctl.cli.entry import run
-    import carolctl.cli.upkeep_commands, carolctl.backup
+    import carolctl.cli.upkeep_commands, carolctl.backup, carolctl.restore
     os.umask(0o077)
     sys.addaudithook(hook)
     os._exit(run(sys.argv[2:]))
