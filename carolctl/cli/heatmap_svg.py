@@ -6,6 +6,7 @@ choice of light or dark.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from xml.sax.saxutils import escape
@@ -14,7 +15,7 @@ from carolctl import collisions
 from carolctl.cli.heatmap import Cell, cells
 from carolctl.cli.output import safe
 from carolctl.collisions import Check, turns
-from carolctl.errors import NotFound, NotPermitted, UsageError
+from carolctl.errors import DiskFull, NotFound, NotPermitted, UsageError
 from carolctl.lockguard import require_unlocked
 
 _LEFT, _TOP, _WIDTH, _HEIGHT, _GAP = 64, 78, 46, 20, 2
@@ -42,7 +43,7 @@ def write(path: str, found: Check) -> None:
 def write_whole(path: str, text: str) -> None:
     """Write a picture to `path`, whole or not at all.
 
-    Raises `UsageError` for what is no regular file, `NotFound` for a missing folder, `NotPermitted`.
+    Raises `UsageError` for what is no regular file, `NotFound` for a missing folder, `NotPermitted`, `DiskFull`.
     """
     require_unlocked("writing a picture")
     if os.path.lexists(path) and not os.path.isfile(path):
@@ -56,6 +57,10 @@ def write_whole(path: str, text: str) -> None:
         raise NotPermitted(
             f"{path[:200]} cannot be written: {refusal.strerror}", hint="check the owner and the modes"
         ) from None
+    except OSError as trouble:
+        if trouble.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(f"{path[:200]} was not written: the disk is full", hint="free some space") from None
 
 
 def _replace(partial: str, path: str, text: str) -> None:

@@ -119,6 +119,17 @@ def with_store(home: Path, act: Callable[[Store], Any]) -> Any:
         return act(store)
 
 
+def wait_for_the_start(home: Path) -> None:
+    def started(store: Store) -> bool:
+        with store.read() as tx:
+            return tx.live_runs()[0].status == "running"
+
+    for _ in range(500):
+        if with_store(home, started):
+            return
+        time.sleep(0.02)
+
+
 def wait_for_the_end(home: Path) -> None:
     """Until no run lives any more."""
 
@@ -253,15 +264,7 @@ def test_events_that_are_taken_in_stop_a_run_and_are_cleared_away(
 ) -> None:
     builders.add_jobs(home, job(argv=("sleep", "600"), max_turns=1))
     assert carol("tick", CAROL_NOW=NOW).code == 0
-
-    def started(store: Store) -> bool:
-        with store.read() as tx:
-            return tx.live_runs()[0].status == "running"
-
-    for _ in range(500):
-        if with_store(home, started):
-            break
-        time.sleep(0.02)
+    wait_for_the_start(home)
     assert carol("emit", "1", "--kind", "turns", "--turns", "2", "--data", "[]").code == 0
     (home / "spool" / "new" / "event-bad.json").write_text("?")
     assert "it is stopped" in clean(carol, command, "--json", CAROL_NOW=NOW)["err"]
@@ -369,15 +372,7 @@ def test_runs_are_finished_by_their_agents_and_cancelled_by_people(home: Path, c
 def test_a_live_run_is_cancelled_by_asking_its_process(home: Path, carol: Carol) -> None:
     builders.add_jobs(home, job(argv=("sleep", "600")))
     assert carol("tick", CAROL_NOW=NOW).code == 0
-
-    def started(store: Store) -> bool:
-        with store.read() as tx:
-            return tx.live_runs()[0].status == "running"
-
-    for _ in range(500):
-        if with_store(home, started):
-            break
-        time.sleep(0.02)
+    wait_for_the_start(home)
     clean(carol, "cancel-run", "1")
     wait_for_the_end(home)
 

@@ -141,6 +141,24 @@ def test_a_closed_stream_is_no_trouble(
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.parametrize("command", ["forecast", "collision-check"])
+def test_a_picture_that_a_full_disk_does_not_take_is_one_line_with_its_path(
+    home: Path, carol: Carol, tmp_path: Path, command: str
+) -> None:
+    builders.add_jobs(home, job())
+    small = tmp_path / "small"
+    small.mkdir()
+    with mounted(small, "size=64k,mode=700"):
+        fill(small)
+        done = carol(command, "--plot", str(small / "day.svg"), "--json")
+        assert (done.code, done.error()["error"], sorted(small.iterdir())) == (
+            75,
+            "disk_full",
+            [small / "filler"],
+        )
+        assert str(small / "day.svg") in done.error()["message"]
+
+
 # -- things in the way -----------------------------------------------------------------------------------------
 
 
