@@ -89,9 +89,7 @@ def _take(session: Session, waiting: _Waiting, report: DrainReport, settings: Se
     sweep.stop_owners(sweep.Sweep(occupying=waiting.occupying), taken.stops)
     report.launched += claims.launch_all(session.store, claimed)
     spool.unlink(waiting.files)
-    for file in waiting.unusable:
-        spool.set_aside(file)
-    events.clear(waiting.batch, taken)
+    left = spool.set_all_aside(waiting.unusable)
+    report.bad += len(waiting.unusable) - len(left) + events.clear(waiting.batch, taken)
     report.drained += sorted(settled.ended + settled.requeued)
     report.events += taken.new
-    report.bad += len(waiting.unusable) + len(waiting.batch.unusable) + len(taken.refused)

@@ -14,6 +14,7 @@ import stat
 from carolctl import places, spool_write
 from carolctl.failpoints import failpoint
 from carolctl.lockguard import require_unlocked
+from carolctl.spool_owner import AsOwner
 
 LIVE = "events.jsonl"
 BEGINNING = b'{"kind":"event",'
@@ -32,9 +33,10 @@ def append(event_id: str, document: bytes) -> None:
     told so.
     """
     require_unlocked("writing to the spool")
-    # A newline in front too: what was cut off before it must not spoil it.
-    if not _append(b"\n%s\n" % document):
-        spool_write.put(f"event-{event_id}.json", document)
+    with AsOwner():
+        # A newline in front too: what was cut off before it must not spoil it.
+        if not _append(b"\n%s\n" % document):
+            spool_write.put(f"event-{event_id}.json", document)
 
 
 def _append(line: bytes) -> bool:

@@ -101,12 +101,13 @@ def _read(file: BinaryIO, path: str, limit: int) -> Part:
     file.seek(end)
     lines: list[Line] = []
     for content, size in _lines(file, is_complete=is_complete):
-        if not _is_cut_off(content):
-            lines.append(Line(f"{path}#{end}", content, len(content) == size))
+        is_whole = len(content) == size
+        if not (is_whole and _is_cut_off(content)):
+            lines.append(Line(f"{path}#{end}", content, is_whole))
         end += size
         if len(lines) >= limit:
             break
-    is_last = is_complete and end == os.fstat(file.fileno()).st_size
+    is_last = is_complete and end >= os.fstat(file.fileno()).st_size
     return Part(path=path, lines=tuple(lines), end=end, is_last=is_last)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from carolctl import event_log, spool
@@ -27,7 +27,9 @@ from carolctl.model import Millis, Run
 from carolctl.notices import warn
 from carolctl.settle import UNUSABLE
 from carolctl.spool import Unusable
+from carolctl.spool_owner import AsOwner
 from carolctl.store.events import Event
+from carolctl.store.records import RefusedValue
 from carolctl.store.rows import to_json
 from carolctl.store.tx import WriteTx
 
@@ -83,26 +85,31 @@ class Taken:
 
 def pending(limit: int = BATCH, *, dry_run: bool = False) -> Batch:
     """Read up to `limit` events. Nothing is moved yet, but the log that is being appended to, unless `dry_run`."""
-    if not dry_run:
-        event_log.take_away()
-    logs = tuple(event_log.parts(limit))
-    parts = [part for part in logs if isinstance(part, Part)]
-    taken: list[EventFile | Unusable] = [part for part in logs if isinstance(part, Unusable)]
-    taken += [_understood(line) for part in parts for line in part.lines]
-    for path in spool.paths("event"):
-        if len(taken) >= limit:
-            break
-        file = _read(path)
-        if file is not None:
-            taken.append(file)
-    files = [file for file in taken if isinstance(file, EventFile)]
+    with AsOwner():
+        if not dry_run:
+            event_log.take_away()
+        logs = tuple(event_log.parts(limit))
+        parts = tuple(part for part in logs if isinstance(part, Part))
+        taken = [part for part in logs if isinstance(part, Unusable)]
+        files: list[EventFile] = []
+        _sort_out((_understood(line) for part in parts for line in part.lines), files, taken, limit)
+        _sort_out(map(_read, spool.paths("event")), files, taken, limit)
     files.sort(key=lambda file: (file.event.emitted_at, file.event.event_id))
-    return Batch(
-        files=tuple(files),
-        unusable=tuple(file for file in taken if isinstance(file, Unusable)),
-        logs=tuple(parts),
-        is_full=len(taken) >= limit,
-    )
+    read = len(files) + sum(file.content is not None for file in taken)
+    return Batch(files=tuple(files), unusable=tuple(taken), logs=parts, is_full=read >= limit)
+
+
+def _sort_out(
+    found: Iterable[EventFile | Unusable | None], files: list[EventFile], unusable: list[Unusable], limit: int
+) -> None:
+    """Up to `limit` events in all. What is none does not count: where it cannot be moved away, it stays for ever."""
+    for one in found:
+        if isinstance(one, Unusable):
+            unusable.append(one)
+        elif one is not None:
+            files.append(one)
+        if len(files) >= limit:
+            return
 
 
 def _understood(line: Line) -> EventFile | Unusable:
@@ -205,11 +212,19 @@ def refusal(file: EventFile, reason: str) -> Unusable:
 def _take_one(tx: WriteTx, file: EventFile, taken: Taken, *, now: Millis) -> None:
     event = file.event
     if not tx.insert_event(event, now=now):
+        _refuse_anothers_id(tx, event)
         return
     stopped = _count_turns(tx, event, now=now)
     taken.new += 1
     if stopped is not None:
         taken.stops.append(stopped)
+
+
+def _refuse_anothers_id(tx: WriteTx, event: Event) -> None:
+    """The same event again changes nothing; one of another run that goes by its id must not vanish."""
+    run_id = tx.run_of_event(event.event_id)
+    if run_id != event.run_id:
+        raise RefusedValue(f"an event of run {run_id} has that id")
 
 
 def _count_turns(tx: WriteTx, event: Event, *, now: Millis) -> Run | None:
@@ -228,19 +243,22 @@ def _count_turns(tx: WriteTx, event: Event, *, now: Millis) -> Run | None:
 # -- after COMMIT ------------------------------------------------------------------------------------------
 
 
-def clear(batch: Batch, taken: Taken) -> None:
-    """After COMMIT: unlink what is stored, and move away what nobody can take in."""
+def clear(batch: Batch, taken: Taken) -> int:
+    """After COMMIT: unlink what is stored, and move away what nobody can take in; how much of that was moved."""
     failpoint("events-before-clear")
-    aside = [file for file in (*batch.unusable, *taken.refused) if not spool.set_aside(file)]
+    away = [*batch.unusable, *taken.refused]
+    left = spool.set_all_aside(away)
     try:
-        spool.unlink(file for file in taken.stored if file.line is None)
-        for part in batch.logs:
-            # What of it could not be kept elsewhere is tried again, with all that came after it.
-            if not any(file.path.startswith(f"{part.path}#") for file in aside):
-                event_log.advance(part)
+        with AsOwner():
+            spool.unlink(file for file in taken.stored if file.line is None)
+            for part in batch.logs:
+                # What of it could be kept nowhere else is tried again, with all that came after it.
+                if not any(file.path.startswith(f"{part.path}#") for file in left):
+                    event_log.advance(part)
     except OSError as trouble:
         # Taking them in once more changes nothing.
         warn(f"events that are stored stay in the spool: {trouble.strerror}")
+    return len(away) - len(left)
 
 
 def announce(taken: Taken) -> None:

@@ -25,7 +25,9 @@ from carolctl.errors import BadData
 from carolctl.event_values import MAX_BYTES
 from carolctl.lockguard import require_unlocked
 from carolctl.model import Outcome
-from carolctl.spool_write import folder, put
+from carolctl.notices import warn
+from carolctl.spool_owner import AsOwner
+from carolctl.spool_write import folder, put, sync_folder, write_synced
 
 T = TypeVar("T")
 
@@ -83,8 +85,7 @@ def pending(claims: Iterable[tuple[int, int]] = (), *, dry_run: bool = False) ->
     """
     files, unusable = found(claims)
     if not dry_run:
-        for file in unusable:
-            set_aside(file)
+        set_all_aside(unusable)
     return files
 
 
@@ -93,12 +94,13 @@ def found(claims: Iterable[tuple[int, int]] = ()) -> tuple[list[SpoolFile], list
     named = (os.path.join(new_folder(), _name(*claim)) for claim in claims)
     files: list[SpoolFile] = []
     unusable: list[Unusable] = []
-    for path in sorted({*paths("outcome"), *named}):
-        taken = understood(path, _outcome)
-        if isinstance(taken, Unusable):
-            unusable.append(taken)
-        elif taken is not None:
-            files.append(SpoolFile(path, taken))
+    with AsOwner():
+        for path in sorted({*paths("outcome"), *named}):
+            taken = understood(path, _outcome)
+            if isinstance(taken, Unusable):
+                unusable.append(taken)
+            elif taken is not None:
+                files.append(SpoolFile(path, taken))
     return files, unusable
 
 
@@ -160,36 +162,91 @@ def made_of(path: str, understand: Callable[[], T]) -> T | Unusable:
 def unlink(files: Iterable[_File]) -> None:
     """Remove files whose contents are committed."""
     require_unlocked("emptying the spool")
-    for file in files:
-        try:
-            os.unlink(file.path)
-        except FileNotFoundError:
-            continue
+    with AsOwner():
+        for file in files:
+            try:
+                os.unlink(file.path)
+            except FileNotFoundError:
+                continue
 
 
 def set_aside(file: Unusable) -> bool:
     """Move what cannot be used to ``bad``, where a person may look at it, with its reason in NAME.reason.
 
-    Returns whether it lies there now.
+    A line of a log is written there durably, and where that cannot be beside the log: it must not stand in the way
+    of those behind it. Returns whether it is in its log, or where it was found, no longer.
     """
     require_unlocked("moving a spool file")
+    name = file.name or os.path.basename(file.path)
+    with AsOwner():
+        if file.content is None:
+            return _moved_aside(file, name)
+        return _kept_aside(file.content, file.reason, name) or _kept_beside(file.content, name)
+
+
+def set_all_aside(files: Iterable[Unusable]) -> list[Unusable]:
+    """`set_aside` of each; those that could not be, which is said once."""
+    left = [file for file in files if not set_aside(file)]
+    if left:
+        bad = os.path.join(places.spool(), "bad")
+        warn(
+            f"{len(left)} files in the spool are of no use and cannot be moved to {bad}: {left[0].reason[:200]}"
+        )
+    return left
+
+
+def _moved_aside(file: Unusable, name: str) -> bool:
     try:
-        target = os.path.join(folder("bad"), file.name or os.path.basename(file.path))
-        if os.path.isdir(target):
-            # A folder does not replace one that is there and not empty.
-            target = f"{target}.{time.time_ns()}"
-        if file.content is None:
-            os.lstat(file.path)
+        target = _target(name)
+        os.lstat(file.path)
         # The reason first: a file without one would stay so.
-        with suppress(OSError):
-            _leave(_reason_path(target), f"{file.reason[:2000]}\n".encode(errors="backslashreplace"))
-        if file.content is None:
-            os.rename(file.path, target)
-        else:
-            _leave(target, file.content)
+        _leave_reason(target, file.reason)
+        os.rename(file.path, target)
     except OSError:
         return False
     return True
+
+
+def _kept_aside(content: bytes, reason: str, name: str) -> bool:
+    try:
+        target = _target(name)
+        _leave_reason(target, reason)
+        _leave(target, content)
+        sync_folder(os.path.dirname(target))
+    except OSError:
+        return False
+    return True
+
+
+def _kept_beside(content: bytes, name: str) -> bool:
+    try:
+        put(name if name.startswith(EVENT_PREFIX) else f"{EVENT_PREFIX}{name}", content)
+    except OSError:
+        return False
+    return True
+
+
+def _target(name: str) -> str:
+    target = os.path.join(folder("bad"), name)
+    # A folder does not replace one that is there and not empty.
+    return f"{target}.{time.time_ns()}" if os.path.isdir(target) else target
+
+
+def _leave_reason(target: str, reason: str) -> None:
+    with suppress(OSError):
+        _leave(_reason_path(target), f"{reason[:2000]}\n".encode(errors="backslashreplace"))
+
+
+def _leave(path: str, content: bytes) -> None:
+    """Write a file, whatever lies there; only whole."""
+    partial = os.path.join(folder("tmp"), f"aside-{os.getpid()}-{time.time_ns()}")
+    try:
+        write_synced(partial, content)
+        os.rename(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(partial)
+        raise
 
 
 def _reason_path(path: str) -> str:
@@ -198,12 +255,6 @@ def _reason_path(path: str) -> str:
     while len(os.fsencode(name)) > _LONGEST_NAME - len(".reason"):
         name = name[:-1]
     return os.path.join(above, f"{name}.reason")
-
-
-def _leave(path: str, content: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o600), "wb") as file:
-        file.write(content)
 
 
 def _opened(path: str) -> BinaryIO:

@@ -12,6 +12,7 @@ import os
 from carolctl import places
 from carolctl.failpoints import failpoint
 from carolctl.lockguard import require_unlocked
+from carolctl.spool_owner import AsOwner
 
 
 def put(name: str, content: bytes) -> str:
@@ -20,20 +21,21 @@ def put(name: str, content: bytes) -> str:
     A file of that name is replaced. After an error it may still be there, but nobody has been told so.
     """
     require_unlocked("writing to the spool")
-    try:
-        return _put(name, content)
-    except FileNotFoundError:
-        # The first file ever; to look for the folders each time would be a tenth of an emit.
-        folder("tmp")
-        folder("new")
-        return _put(name, content)
+    with AsOwner():
+        try:
+            return _put(name, content)
+        except FileNotFoundError:
+            # The first file ever; to look for the folders each time would be a tenth of an emit.
+            folder("tmp")
+            folder("new")
+            return _put(name, content)
 
 
 def _put(name: str, content: bytes) -> str:
     temporary = os.path.join(places.spool(), "tmp", f"{name}.{os.getpid()}")
     target = os.path.join(places.spool(), "new", name)
     try:
-        _write_synced(temporary, content)
+        write_synced(temporary, content)
         failpoint("spool-before-rename")
         os.rename(temporary, target)
     except BaseException:
@@ -66,7 +68,8 @@ def _make_folder(path: str) -> None:
     sync_folder(above)
 
 
-def _write_synced(path: str, content: bytes) -> None:
+def write_synced(path: str, content: bytes) -> None:
+    """Write a private file, durably but for its name."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
     try:
@@ -85,6 +88,7 @@ def _remove(path: str) -> None:
 
 
 def sync_folder(path: str) -> None:
+    """Have the names in a folder on disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -44,6 +44,11 @@ class EventReads:
             for event in reversed(found)
         ]
 
+    def run_of_event(self, event_id: str) -> int | None:
+        """The run that a stored event is about."""
+        row = self._connection.execute("SELECT run_id FROM events WHERE event_id = ?", (event_id,)).fetchone()
+        return row[0] if row else None
+
 
 class EventWrites(EventReads):
     """What an event may change."""

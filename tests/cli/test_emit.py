@@ -284,7 +284,7 @@ def test_a_plain_emit_imports_no_database_no_command_line_and_nothing_costly(
     ours = {name for name in found if name.startswith("carolctl.")}
     assert ours <= {
         "carolctl.__main__", "carolctl.emit", "carolctl.errors", "carolctl.event_append", "carolctl.event_values",
-        "carolctl.failpoints", "carolctl.lockguard", "carolctl.places", "carolctl.spool_write",
+        "carolctl.failpoints", "carolctl.lockguard", "carolctl.spool_owner", "carolctl.places", "carolctl.spool_write",
     }  # fmt: skip
 
 

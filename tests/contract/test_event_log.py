@@ -7,7 +7,8 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -201,18 +202,6 @@ def test_a_refused_line_can_be_moved_back_when_the_trouble_is_over(store: Store,
     assert take(store).new == 1
 
 
-def test_a_line_that_cannot_be_set_aside_keeps_its_log_where_it_is(store: Store, home: Path) -> None:
-    say("one")
-    with open(log(home), "ab") as file:
-        file.write(b"?\n")
-    (home / "spool" / "bad").write_text("no folder")
-    assert take(store).new == 1
-    assert len(waiting(home)) == 1
-    (home / "spool" / "bad").unlink()
-    assert take(store).new == 0
-    assert (waiting(home), len(bad(home))) == ([], 1)
-
-
 def test_an_endless_line_is_set_aside_with_its_log_after_what_stood_before_it(
     store: Store, home: Path
 ) -> None:
@@ -253,3 +242,108 @@ def test_an_id_given_twice_is_one_event(store: Store, home: Path) -> None:
         emit.emit(run="1", kind="progress", event_id="same", now=T0, data=data)
     assert take(store).new == 1
     assert (len(stored(home)), waiting(home)) == (1, [])
+
+
+def test_an_id_that_another_run_has_used_does_not_make_an_event_vanish(store: Store, home: Path) -> None:
+    say("step-1", run=2)
+    say("step-1", run=1)
+    taken = take(store)
+    assert (taken.new, [file.reason for file in taken.refused]) == (
+        1,
+        ["RefusedValue: an event of run 2 has that id"],
+    )
+    assert (waiting(home), bad(home)) == ([], ["event-step-1.json"])
+
+
+def test_what_is_set_aside_is_on_disk_before_its_log_goes(
+    store: Store, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say("one")
+    with open(log(home), "ab") as file:
+        file.write(b"?\n")
+    said: list[str] = []
+    fsync, unlink = os.fsync, os.unlink
+
+    def synced(descriptor: int) -> None:
+        said.append("sync " + os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")).partition("-")[0])
+        fsync(descriptor)
+
+    def unlinked(path: str) -> None:
+        said.append("unlink " + os.path.basename(path).partition("-")[0])
+        unlink(path)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "unlink", unlinked)
+    take(store)
+    last_sync = len(said) - said[::-1].index("sync bad") - 1
+    assert "sync aside" in said[:last_sync]
+    assert said.index("unlink events") > last_sync
+
+
+# -- root beside a user ----
+
+NOBODY = 65534
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as somebody else")
+
+
+@pytest.fixture
+def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The data home of another user, where that user may go."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        home = Path(folder) / "home"
+        home.mkdir(mode=0o700)
+        os.chown(home, NOBODY, NOBODY)
+        monkeypatch.setenv("CAROL_DATA_DIR", str(home))
+        yield home
+
+
+def owners(home: Path) -> set[int]:
+    return {path.lstat().st_uid for path in (home / "spool", *(home / "spool").rglob("*"))}
+
+
+@root
+def test_what_root_emits_and_sets_aside_in_somebody_elses_spool_is_theirs(store: Store, theirs: Path) -> None:
+    say("one")
+    assert owners(theirs) == {NOBODY}
+    (theirs / "spool" / "new" / "event-bad.json").write_text("?")
+    os.chown(theirs / "spool" / "new" / "event-bad.json", NOBODY, NOBODY)
+    assert take(store).new == 1
+    assert (waiting(theirs), bad(theirs), owners(theirs)) == ([], ["event-bad.json"], {NOBODY})
+    assert os.geteuid() == 0
+
+
+@root
+@pytest.mark.parametrize("name", ["bad", "new"])
+def test_a_link_in_place_of_a_folder_leads_root_no_further_than_its_owner_gets(
+    store: Store, theirs: Path, name: str
+) -> None:
+    precious = theirs.parent / "precious"
+    precious.mkdir()
+    (precious / "event-passwd.json").write_text("root's")
+    (theirs / "spool" / "new").mkdir(parents=True)
+    (theirs / "spool" / "new" / "event-passwd.json").write_text("evil")
+    for path in (theirs / "spool", *(theirs / "spool").rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    place = theirs / "spool" / name
+    if place.exists():
+        place.rename(theirs / "spool" / "elsewhere")
+    place.symlink_to(precious)
+    take(store)
+    assert {path.name: path.read_text() for path in precious.iterdir()} == {"event-passwd.json": "root's"}
+
+
+def test_a_line_that_is_no_event_and_cannot_be_moved_away_keeps_none_of_those_behind_it(
+    store: Store, home: Path
+) -> None:
+    say("one")
+    with open(log(home), "ab") as file:
+        file.write(b"?\n" + b"".join(b"%s\n" % line(f"e{number}") for number in range(700)))
+    (home / "spool" / "bad").write_text("no folder")
+    for _ in range(3):
+        take(store)
+    say("after")
+    take(store)
+    assert len(stored(home)) == 702
+    [left] = waiting(home)
+    assert (home / "spool" / "new" / left).read_text() == "?\n"
