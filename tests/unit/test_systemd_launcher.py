@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import stat
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -210,6 +212,53 @@ def test_http_runs_share_a_unit_and_are_handed_the_environment_in_a_private_file
     assert not file.exists()
 
 
+def hook_of(call: list[str], name: str) -> list[str]:
+    """The command of a hook, as the manager would run it."""
+    [line] = [word.split("=", 2)[2] for word in call if word.startswith(f"--property={name}=")]
+    return [word.replace("$$", "$") for word in shlex.split(line)]
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [{"PATH": "/nowhere"}, {"CAROL_SCHEDULER_DB": "/no/such/db", "CAROL_DATA_DIR": "/nowhere"},
+     {"CAROL_NOW": "yesterday", "SCHEDULE_MAX_CONCURRENT": "many"}],
+)  # fmt: skip
+def test_a_hook_goes_by_its_arguments_whatever_a_jobs_own_file_of_variables_says(
+    home: Path, store: Any, fake: Fake, launcher: SystemdLauncher, poison: dict[str, str]
+) -> None:
+    action = CommandAction(argv=("true",), environment_file="/etc/hostname")
+    launcher.launch(claims(home, store, job(action=action)))
+    [call] = fake.calls
+    started = subprocess.run(hook_of(call, "ExecCondition"), env=poison, check=False, capture_output=True)
+    assert started.returncode == 0, started.stderr
+    ended = poison | {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": "7"}
+    done = subprocess.run(hook_of(call, "ExecStopPost"), env=ended, check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    with store(home).read() as tx:
+        run = tx.run(1)
+    assert (run.status, run.failure_reason, run.exit_status) == ("failed", "exit_nonzero", 7)
+
+
+def test_a_hook_looks_for_the_tools_of_systemd_where_they_are_and_else_where_its_manager_does(
+    home: Path, store: Any, fake: Fake, launcher: SystemdLauncher
+) -> None:
+    action = CommandAction(argv=("true",), environment_file="/etc/hostname")
+    launcher.launch(claims(home, store, job("a", action=action), job("b")))
+    with_file, without = fake.calls
+    assert any(word.startswith("PATH=/usr/local/sbin:") for word in hook_of(with_file, "ExecStopPost"))
+    assert not any(word.startswith("PATH=") for word in hook_of(without, "ExecStopPost"))
+
+
+def test_what_arms_failpoints_is_for_hooks_alone(
+    home: Path, store: Any, fake: Fake, launcher: SystemdLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAROL_FAILPOINT", "no-such-point")
+    launcher.launch(claims(home, store, job()))
+    [call] = fake.calls
+    assert "CAROL_FAILPOINT=no-such-point" in hook_of(call, "ExecStopPost")
+    assert not any(word.startswith("--setenv=CAROL_FAILPOINT") for word in call)
+
+
 @pytest.mark.parametrize(
     ("complaint", "loaded", "fails"),
     [
@@ -235,10 +284,14 @@ def test_only_what_was_refused_for_certain_is_a_failed_launch(
     [
         ("user", {"run_as": "root"}, "--run-as needs the system manager: run the tick as root"),
         ("system", {"run_as": "nobody-at-all"}, "no such user: nobody-at-all"),
+        ("system", {"run_as": "99999"}, "no such user: 99999"),
+        ("system", {"run_as": "9" * 30}, "no such user: " + "9" * 30),
         ("system", {"working_directory": "/no/such"}, "no such folder: /no/such"),
         ("system", {"environment_file": "/no/such"}, "no such file: /no/such"),
         ("system", {"run_as": "root", "environment_file": "/dev/null"},
          "/dev/null must belong to root and be writable by nobody else, for a job with --run-as"),
+        ("system", {"run_as": "root", "environment_file": "/root/no/such"},
+         "/root/no/such cannot be looked at from here: keep it in /etc, for a job with --run-as"),
     ],
 )  # fmt: skip
 def test_what_systemd_would_only_find_when_nobody_listens_is_refused_before(
@@ -248,6 +301,47 @@ def test_what_systemd_would_only_find_when_nobody_listens_is_refused_before(
     [one] = claims(home, store, job(action=CommandAction(argv=("true",), **said)))
     assert launcher.launch([one]) == [LaunchFailure(run_id=1, claim_no=1, message=message)]
     assert fake.calls == []
+
+
+@pytest.mark.parametrize(
+    "place", ["/home/agent/no/such", "/root/no-such", "/tmp/no-such", "/run/user/1/no-such"]
+)
+def test_what_a_sandbox_hides_is_left_to_the_unit_to_find(
+    home: Path, store: Any, fake: Fake, launcher: SystemdLauncher, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "link").symlink_to(place)
+    seen = [place, str(tmp_path / "link")]
+    actions = [CommandAction(argv=("true",), working_directory=path, environment_file=path) for path in seen]
+    assert (
+        launcher.launch(claims(home, store, *(job(f"j{n}", action=one) for n, one in enumerate(actions))))
+        == []
+    )
+    assert len(fake.calls) == 2
+
+
+@pytest.mark.parametrize(
+    "action",
+    [CommandAction(argv=("/root/no-such", "$x")), CommandAction(argv=("no-such-tool",)),
+     CommandAction(argv=("./no-such",), working_directory="/tmp/no-such"), CommandAction(argv=("/etc/passwd",))],
+)  # fmt: skip
+def test_a_program_that_is_not_to_be_seen_here_is_looked_for_in_the_unit(
+    action: CommandAction, tmp_path: Path
+) -> None:
+    line, result = carried(action), tmp_path / "result.json"
+    assert line[0] == sys.executable
+    done = subprocess.run(line, capture_output=True, env={"CAROL_RESULT_FILE": str(result)}, check=False)
+    assert done.returncode == 203
+    said = json.loads(result.read_text())
+    assert said["failure_reason"] == "launch_failed"
+    assert said["summary"].encode() + b"\n" == done.stderr
+    assert said["summary"].split(" cannot be run: ")[1] in ("No such file or directory", "Permission denied")
+
+
+def test_a_program_in_the_folder_of_its_job_is_run_from_there(tmp_path: Path) -> None:
+    (tmp_path / "x.sh").write_text("#!/bin/sh\n")
+    (tmp_path / "x.sh").chmod(0o755)
+    action = CommandAction(argv=("./x.sh", "a"), working_directory=str(tmp_path))
+    assert carried(action) == (str(tmp_path / "x.sh"), "a")
 
 
 def test_a_run_whose_job_is_gone_is_refused(home: Path, store: Any, fake: Fake) -> None:

@@ -1,0 +1,91 @@
+"""Why a run cannot be launched at all: what the manager would only find when nobody listens any more.
+
+The tick looks from inside its sandbox, where home folders and /tmp are hidden or empty. What cannot be seen there is
+no proof that it is missing, and the unit, which is under no such limits, finds out by itself.
+"""
+
+from __future__ import annotations
+
+import os
+
+from carolctl.launch import LaunchFailure
+from carolctl.launch.service_manager import Manager
+from carolctl.model import Claimed, CommandAction, HttpAction
+
+#: What ProtectHome= and PrivateTmp= hide.
+_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108
+
+
+def refusal(one: Claimed, manager: Manager) -> LaunchFailure | None:
+    """Why `one` cannot be launched by `manager`, where that is sure."""
+    action = one.action
+    if isinstance(action, HttpAction):
+        return None
+    message = "the job has no command to run"
+    if action is not None and action.argv:
+        message = _of_user(action, manager) or _of_files(action) or ""
+    return failure(one, message) if message else None
+
+
+def failure(one: Claimed, message: str) -> LaunchFailure:
+    """The failed launch of `one`."""
+    return LaunchFailure(run_id=one.run.run_id, claim_no=one.run.claim_no, message=message)
+
+
+def _of_user(action: CommandAction, manager: Manager) -> str | None:
+    if action.run_as is None:
+        return None
+    if manager != "system":
+        return "--run-as needs the system manager: run the tick as root"
+    return None if _is_user(action.run_as) else f"no such user: {action.run_as}"
+
+
+def _is_user(name: str) -> bool:
+    import pwd
+
+    try:
+        if name.isdecimal():
+            pwd.getpwuid(int(name))
+        else:
+            pwd.getpwnam(name)
+    except (KeyError, OverflowError):
+        return False
+    return True
+
+
+def _of_files(action: CommandAction) -> str | None:
+    for name, path in (("folder", action.working_directory), ("file", action.environment_file)):
+        if path is not None and is_surely_missing(path):
+            return f"no such {name}: {path[:200]}"
+    if action.run_as is not None and action.environment_file is not None:
+        return _untrusted(action.environment_file)
+    return None
+
+
+def _untrusted(path: str) -> str | None:
+    """The loader of our privileged hooks gets the variables of the file as well: nobody else may write them."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return f"{path[:200]} cannot be looked at from here: keep it in /etc, for a job with --run-as"
+    if facts.st_uid in (0, os.geteuid()) and not facts.st_mode & 0o022:
+        return None
+    return f"{path[:200]} must belong to root and be writable by nobody else, for a job with --run-as"
+
+
+def is_surely_missing(path: str) -> bool:
+    """Gone for the unit as well, and not only for us."""
+    if any(is_below_hidden(one) for one in (path, os.path.realpath(path))):
+        return False
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def is_below_hidden(path: str) -> bool:
+    """Whether a sandbox may hide `path`."""
+    return any(path == folder or path.startswith(f"{folder}/") for folder in _HIDDEN)
