@@ -27,9 +27,19 @@ from carolctl.launch import service_manager as manager
 from carolctl.launch.exec_line import carried
 from carolctl.launch.refusals import failure, refusal
 from carolctl.launch.supervisor import STOP_GRACE_SEC
-from carolctl.launch.unit_names import SLICE, gate_unit, http_unit, run_unit
+from carolctl.launch.unit_names import (
+    SLICE,
+    described,
+    gate_unit,
+    http_unit,
+    identifier,
+    run_unit,
+    store_tag,
+    tag_of,
+)
 from carolctl.lockguard import require_unlocked
 from carolctl.model import Claimed, CommandAction, HttpAction, Run
+from carolctl.notices import warn
 
 LARGEST_POOL = 32
 """HTTP runs that share one unit at most."""
@@ -68,6 +78,7 @@ class SystemdLauncher:
         self._db = db
         self._home = home
         self._manager = manager
+        self._tag = store_tag(db)
 
     def launch(self, claimed: Sequence[Claimed]) -> list[LaunchFailure]:
         """See `Launcher`."""
@@ -94,7 +105,7 @@ class SystemdLauncher:
         properties = [f"TimeoutStopSec={STOP_GRACE_SEC:.0f}", "NoNewPrivileges=yes", "UMask=0077"]
         command = [*_python("carolctl.runner"), "http", *claims]
         environment = self._told() | {"CAROL_DATA_DIR": self._home, "CAROL_UNIT": unit}
-        about = f"carolctl: HTTP runs {', '.join(claims)}"
+        about = f"HTTP runs {', '.join(claims)}"
         arguments = self._arguments(unit, about, environment, properties, command)
         return Order(unit=unit, arguments=arguments, share=share)
 
@@ -104,7 +115,7 @@ class SystemdLauncher:
         environment = self._told_command(run) | (of_another_user(unit) if action.run_as is not None else {})
         arguments = self._arguments(
             unit,
-            f"carolctl: run {run.run_id} of {run.job_id}",
+            f"run {run.run_id} of {run.job_id}",
             environment,
             [*self._of_run(one, action, environment["CAROL_DATA_DIR"]), *properties_of(action, unit)],
             carried(action),
@@ -170,14 +181,22 @@ class SystemdLauncher:
             "--collect",
             f"--unit={unit}",
             f"--slice={SLICE}",
-            f"--description={about}",
+            f"--description={described(about, self._tag)}",
             *(f"--setenv={name}={value}" for name, value in environment.items()),
-            *(
-                f"--property={text}"
-                for text in (f"SyslogIdentifier={unit.removesuffix('.service')}", *properties)
-            ),
+            *(f"--property={text}" for text in (*self._of_journal(unit), *properties)),
             "--",
             *(doubled(word) for word in command),
+        ]
+
+    def _of_journal(self, unit: str) -> list[str]:
+        if self._manager == "user":
+            return [f"SyslogIdentifier={identifier(unit, self._tag)}"]
+        return [
+            f"SyslogIdentifier={unit.removesuffix('.service')}",
+            f"LogExtraFields=CAROL_STORE={self._tag}",
+            # None, in effect. A limit of 0, which should be none, is the default one in systemd 252.
+            "LogRateLimitIntervalSec=1s",
+            "LogRateLimitBurst=100000000",
         ]
 
     def _carry_out(self, orders: Sequence[Order]) -> list[tuple[Order, str]]:
@@ -198,7 +217,7 @@ class SystemdLauncher:
         unit = gate_unit(os.getpid(), time.monotonic_ns())
         path = os.path.join(self._home, "launch.gate")
         words = ["flock", "--timeout", str(_GATE_SEC), path, "true"]
-        order = Order(unit, self._arguments(unit, "carolctl: gate", {}, ["Type=oneshot"], words), [])
+        order = Order(unit, self._arguments(unit, "gate", {}, ["Type=oneshot"], words), [])
         try:
             lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError:
@@ -239,11 +258,20 @@ class SystemdLauncher:
             launch.communicate()
             return None
         failpoint("launcher-after-spawn")
-        if launch.returncode == 0 or any(words in complaint for words in _NO_VERDICT):
+        if launch.returncode == 0:
+            return None
+        if any(words in complaint for words in _NO_VERDICT):
+            self._tell_of_another_store(order)
             return None
         # Refused, because it is there already: another launch of the same claim was first.
         there = manager.properties(self._manager, order.unit, "LoadState").get("LoadState")
         return f"systemd-run: {complaint[-300:]}" if there == "not-found" else None
+
+    def _tell_of_another_store(self, order: Order) -> None:
+        """Where the name is taken by a unit of another store, the run has to wait for its next one."""
+        shown = manager.properties(self._manager, order.unit, "Description").get("Description", "")
+        if tag_of(shown) not in (None, self._tag):
+            warn(f"{order.unit} is another data home's just now: a tick launches the run under its next name")
 
 
 def _begin(

@@ -14,15 +14,18 @@ from typing import Any
 
 import pytest
 
-from carolctl import foreign_spool
+from carolctl import clock, foreign_spool, unit_finish
 from carolctl.launch import LaunchFailure, choose, handover, service_manager
 from carolctl.launch.exec_line import carried
 from carolctl.launch.process import ProcessLauncher
 from carolctl.launch.service_manager import parsed_units
+from carolctl.launch.supervisor import STOP_GRACE_SEC
 from carolctl.launch.systemd import SystemdLauncher, command_line, doubled, properties_of
+from carolctl.launch.unit_names import described, store_tag, tag_of
 from carolctl.model import (
     Claimed,
     CommandAction,
+    Millis,
     Run,
     action_document,
     action_from_document,
@@ -36,16 +39,24 @@ carolctl-http-7-2.service loaded active running carolctl: HTTP runs 7:2
 carolctl-run-1-1.service loaded activating start start carolctl: run 1 of active inactive dead
 ● carolctl-run-2-1.service loaded failed failed carolctl: run 2 of x
 carolctl-run-3-1.service loaded inactive dead carolctl: run 3 of x
-carolctl-run-4-1.service loaded deactivating stop-post carolctl: run 4 of x
+carolctl-run-4-1.service loaded deactivating stop-post carolctl: run 4 of x [0123abcd]
 """
 
 
 def test_a_unit_lives_until_it_is_inactive_or_failed() -> None:
     assert parsed_units(_LISTING) == {
-        "carolctl-http-7-2.service",
-        "carolctl-run-1-1.service",
-        "carolctl-run-4-1.service",
+        "carolctl-http-7-2.service": None,
+        "carolctl-run-1-1.service": None,
+        "carolctl-run-4-1.service": "0123abcd",
     }
+
+
+def test_a_store_has_one_tag_by_whatever_way_it_is_reached(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to("a")
+    tag = store_tag(f"{tmp_path}/a/scheduler.db")
+    assert store_tag(f"{tmp_path}/b/scheduler.db") == tag != store_tag(f"{tmp_path}/scheduler.db")
+    assert tag_of(described("run 1 of x", tag)) == tag
 
 
 @pytest.mark.parametrize("word", ["$HOME", "${X}", "$$", "a$", "%n", "'", '"', "\\", "", "ümläut", "\n"])
@@ -147,6 +158,11 @@ class Fake:
         self._monkeypatch.setenv("SAYS", complaint)
         self._monkeypatch.setenv("LOADED", loaded)
 
+    def replace(self, name: str, script: str) -> None:
+        program = self._calls.parent / "bin" / name
+        program.write_text(script)
+        program.chmod(0o755)
+
     @property
     def calls(self) -> list[list[str]]:
         if not self._calls.exists():
@@ -243,7 +259,8 @@ def test_a_hook_looks_for_the_tools_of_systemd_where_they_are_and_else_where_its
     home: Path, store: Any, fake: Fake, launcher: SystemdLauncher
 ) -> None:
     action = CommandAction(argv=("true",), environment_file="/etc/hostname")
-    launcher.launch(claims(home, store, job("a", action=action), job("b")))
+    for one in claims(home, store, job("a", action=action), job("b")):
+        launcher.launch([one])
     with_file, without = fake.calls
     assert any(word.startswith("PATH=/usr/local/sbin:") for word in hook_of(with_file, "ExecStopPost"))
     assert not any(word.startswith("PATH=") for word in hook_of(without, "ExecStopPost"))
@@ -257,6 +274,43 @@ def test_what_arms_failpoints_is_for_hooks_alone(
     [call] = fake.calls
     assert "CAROL_FAILPOINT=no-such-point" in hook_of(call, "ExecStopPost")
     assert not any(word.startswith("--setenv=CAROL_FAILPOINT") for word in call)
+
+
+def test_an_end_is_recorded_in_time_though_neither_manager_nor_journal_answers(
+    home: Path, store: Any, fake: Fake, launcher: SystemdLauncher
+) -> None:
+    launcher.launch(claims(home, store, job()))
+    [call] = fake.calls
+    for name in ("systemctl", "journalctl"):
+        fake.replace(name, "#!/bin/sh\nexec sleep 60\n")
+    told = dict(os.environ) | {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": "7"}
+    subprocess.run(hook_of(call, "ExecCondition"), env=told, check=True)
+    # The manager kills it then.
+    subprocess.run(hook_of(call, "ExecStopPost"), env=told, check=True, timeout=STOP_GRACE_SEC)
+    with store(home).read() as tx:
+        assert tx.run(1).failure_reason == "exit_nonzero"
+
+
+@pytest.mark.parametrize(("by_wall", "by_boot", "past"), [(50, 50, False), (50, 100, True), (100, 50, True)])
+def test_where_the_manager_does_not_say_a_lease_is_over_by_either_clock(
+    home: Path, store: Any, monkeypatch: pytest.MonkeyPatch, by_wall: int, by_boot: int, past: bool
+) -> None:
+    [one] = claims(home, store, job())
+    monkeypatch.setattr(clock, "now", lambda: Millis(T0 + by_wall * 1000))
+    began = (clock.boottime_ms() or 0) - by_boot * 1000
+    run = replace(one.run, claimed_boottime_ms=began, boot_id=clock.boot_id())
+    assert unit_finish._is_past_lease(run) == past
+
+
+def test_a_name_that_another_store_has_taken_is_no_silent_launch(
+    home: Path, store: Any, fake: Fake, launcher: SystemdLauncher, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fake.says(
+        "Failed to start transient service unit: Unit u was already loaded",
+        loaded="x\nDescription=y [00000000]",
+    )
+    assert launcher.launch(claims(home, store, job())) == []
+    assert "carolctl-run-1-1.service is another data home's just now" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -376,6 +430,8 @@ def _running(store: Any, home: Path, unit: str) -> Run:
         ("carolctl-run-1-1.service loaded failed failed x\n", "dead"),
         ("", "dead"),
         (None, "unknown"),
+        # Another store's, under the same name.
+        ("carolctl-run-1-1.service loaded active running carolctl: run 1 of x [00000000]\n", "unknown"),
     ],
 )
 def test_a_unit_is_dead_only_when_the_manager_says_so(
@@ -402,16 +458,27 @@ def test_a_pool_is_told_and_a_command_is_stopped(
     home: Path, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(service_manager, "systemctl", lambda _manager, *words: asked.append(words))
+    others = "carolctl-run-4-1.service loaded active running carolctl: run 4 of x [00000000]\n"
+
+    def answer(_manager: str, verb: str, *words: str) -> str:
+        if verb != "list-units":
+            asked.append((verb, *words))
+        return others
+
+    monkeypatch.setattr(service_manager, "systemctl", answer)
     monkeypatch.setattr(service_manager.clock, "hostname", lambda: "here")
     monkeypatch.setattr(service_manager.clock, "boot_id", lambda: "b")
     run = _running(store, home, "carolctl-run-1-1.service")
     pool = replace(run, run_id=2, unit="carolctl-http-2-1.service")
-    service_manager.stop([run, pool, replace(pool, run_id=3), replace(run, host="elsewhere", unit="x")])
+    elsewhere = replace(run, host="elsewhere", unit="x")
+    another_stores = replace(run, run_id=4, unit="carolctl-run-4-1.service")
+    service_manager.stop([run, pool, replace(pool, run_id=3), elsewhere, another_stores])
     assert asked == [
         ("kill", "--kill-who=main", "--signal=TERM", "carolctl-http-2-1.service"),
         ("stop", "--no-block", "carolctl-run-1-1.service"),
     ]
+    service_manager.kill([another_stores])
+    assert len(asked) == 2
 
 
 # -- events of another user ----
@@ -436,7 +503,21 @@ def test_only_plain_events_about_the_run_itself_are_brought_home(
     (away / "event-hard.json").hardlink_to(tmp_path / "secret")
     os.mkfifo(away / "event-fifo.json")
     assert foreign_spool.bring_home(str(tmp_path / "away"), 5) == 1
-    assert [file.name for file in (home / "spool" / "new").iterdir()] == ["event-good.json"]
+    [log] = (home / "spool" / "new").iterdir()
+    assert [json.loads(line)["event_id"] for line in log.read_text().splitlines()] == ["good"]
+
+
+def test_many_events_are_brought_home_in_one_file(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAROL_DATA_DIR", str(home))
+    away = tmp_path / "away" / "spool" / "new"
+    away.mkdir(parents=True)
+    for n in range(foreign_spool.MOST + 5):
+        (away / f"event-{n}.json").write_text(_event(5, f"e{n}").replace(",", ",\n"))
+    assert foreign_spool.bring_home(str(tmp_path / "away"), 5) == foreign_spool.MOST
+    [log] = (home / "spool" / "new").iterdir()
+    assert len(log.read_text().splitlines()) == foreign_spool.MOST
 
 
 def test_a_link_in_place_of_the_spool_is_not_followed(
