@@ -1,19 +1,20 @@
 """Why a run cannot be launched at all: what the manager would only find when nobody listens any more.
 
-The tick looks from inside its sandbox, where home folders and /tmp are hidden or empty. What cannot be seen there is
-no proof that it is missing, and the unit, which is under no such limits, finds out by itself.
+The tick looks from inside its sandbox, where home folders and /tmp may be hidden or empty. That something is not to be
+seen there is no proof that it is missing, and the unit, which is under no such limits, finds out by itself.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from carolctl.launch import LaunchFailure
 from carolctl.launch.service_manager import Manager
 from carolctl.model import Claimed, CommandAction, HttpAction
 
-#: What ProtectHome= and PrivateTmp= hide.
-_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108
+_MOUNTS = "/proc/self/mountinfo"
+_HOMES = ("/home", "/root", "/run/user")
 
 
 def refusal(one: Claimed, manager: Manager) -> LaunchFailure | None:
@@ -75,17 +76,30 @@ def _untrusted(path: str) -> str | None:
 
 def is_surely_missing(path: str) -> bool:
     """Gone for the unit as well, and not only for us."""
-    if any(is_below_hidden(one) for one in (path, os.path.realpath(path))):
-        return False
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return True
+        hidden = _hidden()
+        return not any(_is_below(one, hidden) for one in (path, os.path.realpath(path)))
     except OSError:
         return False
     return False
 
 
-def is_below_hidden(path: str) -> bool:
-    """Whether a sandbox may hide `path`."""
-    return any(path == folder or path.startswith(f"{folder}/") for folder in _HIDDEN)
+def _is_below(path: str, folders: Sequence[str]) -> bool:
+    return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
+
+
+def _hidden() -> list[str]:
+    """The folders in whose place our sandbox has put others, by ProtectHome= and PrivateTmp=."""
+    try:
+        with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.split(" ") for line in file]
+    except OSError:
+        return ["/"]
+    return [point for _, _, _, root, point, *rest in lines if _is_ersatz(root, point, rest)]
+
+
+def _is_ersatz(root: str, point: str, rest: Sequence[str]) -> bool:
+    by_systemd = "/systemd/inaccessible/" in root or "/systemd-private-" in root
+    return by_systemd or (point in _HOMES and "tmpfs" in rest)

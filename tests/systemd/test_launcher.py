@@ -63,13 +63,16 @@ class Place:
             cut = words.index("--") if "--" in words else len(words)
             self.carol("add-job", name, "--every", "1d", "--json", *words[:cut], *words[cut:])
         tomorrow = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 86_400 + 5))
-        told = self.env | env | {"CAROL_NOW": tomorrow}
+        launched: list[int] = self.tick(*unit_options, CAROL_NOW=tomorrow, **env)["launched"]
+        assert len(launched) == len(jobs)
+        return launched
+
+    def tick(self, *unit_options: str, **env: str) -> Any:
+        """What a tick reports; with options, one in a unit that has them."""
+        told = self.env | env
         unit = ["systemd-run", "--quiet", "--wait", "--pipe", *unit_options] if unit_options else []
         unit += [f"--setenv={name}={value}" for name, value in told.items()] if unit else []
-        done = self.machine.run(*unit, CAROL, "tick", "--json", env=told, user=self.user)
-        launched: list[int] = json.loads(done.stdout)["launched"]
-        assert len(launched) == len(jobs), done.stderr
-        return launched
+        return json.loads(self.machine.run(*unit, CAROL, "tick", "--json", env=told, user=self.user).stdout)
 
     def polite(self, *options: str) -> int:
         """Launch a command that ends at SIGTERM with exit status 0; its run, as soon as it is able to."""
@@ -175,12 +178,14 @@ def test_a_jobs_own_file_of_variables_does_not_reach_its_hooks(place: Place) -> 
 def test_a_user_folder_or_file_that_is_only_missed_by_systemd_is_launched_three_times_and_then_given_up(
     place: Place,
 ) -> None:
-    run_id = place.launch("--working-directory", "/tmp/no/such/folder", "--", "true")
-    started = time.time() + 1
-    for minute in range(1, 5):
+    private_tmp = ("-p", "PrivateTmp=yes")
+    missing = ("--working-directory", "/tmp/no/such/folder", "--", "true")
+    [run_id] = place.fire({"hopeless": missing}, *private_tmp)
+    started = time.time() + 86_400 + 10
+    for minute in range(1, 4):
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started + 61 * minute))
         time.sleep(0.3)
-        place.carol("tick", CAROL_NOW=now)
+        place.tick(*private_tmp, CAROL_NOW=now)
     row = place.run(run_id)
     assert (row["failure_reason"], row["launches"], row["claim_no"]) == ("launch_failed", 3, 3)
 
@@ -506,6 +511,20 @@ def test_http_runs_that_are_launched_together_share_a_unit_which_is_told_no_secr
     place.machine.sh(f"while systemctl is-active --quiet {row['unit']}; do sleep 0.05; done")
     place.carol("tick")
     assert place.run(slow)["failure_reason"] == "outcome_unknown"
+
+
+def test_a_call_that_takes_a_place_from_a_shell_waits_for_the_secret_of_the_tick(
+    place: Place, endpoint: str
+) -> None:
+    one = Place(place.machine, ENV | {"CAROL_DATA_DIR": f"{HOME}-one", "SCHEDULE_MAX_CONCURRENT": "1"})
+    hand = one.launch("--", "sleep", "2")
+    one.carol("add-job", "call", "--manual", "--url", f"{endpoint}/0", "--header", "X-Token: ${env:TOKEN}")
+    queued = one.carol("trigger", "call", "--event-id", "e", "--kind", "k", TOKEN="four")["run_id"]
+    assert one.run(queued)["status"] == "queued"
+    one.until(hand, "completed")
+    assert one.run(queued)["status"] == "queued"
+    one.carol("tick", TOKEN="four")
+    assert one.until(queued, "completed", "failed")["turn_count"] == len("four")
 
 
 def test_an_http_run_is_cancelled_by_a_word_to_its_pool(place: Place, endpoint: str) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from carolctl import clock, foreign_spool, unit_finish
-from carolctl.launch import LaunchFailure, choose, handover, service_manager
+from carolctl.launch import LaunchFailure, choose, handover, refusals, service_manager
 from carolctl.launch.exec_line import carried
 from carolctl.launch.process import ProcessLauncher
+from carolctl.launch.refusals import is_surely_missing
 from carolctl.launch.service_manager import parsed_units
 from carolctl.launch.supervisor import STOP_GRACE_SEC
 from carolctl.launch.systemd import SystemdLauncher, command_line, doubled, properties_of
@@ -344,8 +345,6 @@ def test_only_what_was_refused_for_certain_is_a_failed_launch(
         ("system", {"environment_file": "/no/such"}, "no such file: /no/such"),
         ("system", {"run_as": "root", "environment_file": "/dev/null"},
          "/dev/null must belong to root and be writable by nobody else, for a job with --run-as"),
-        ("system", {"run_as": "root", "environment_file": "/root/no/such"},
-         "/root/no/such cannot be looked at from here: keep it in /etc, for a job with --run-as"),
     ],
 )  # fmt: skip
 def test_what_systemd_would_only_find_when_nobody_listens_is_refused_before(
@@ -357,20 +356,45 @@ def test_what_systemd_would_only_find_when_nobody_listens_is_refused_before(
     assert fake.calls == []
 
 
-@pytest.mark.parametrize(
-    "place", ["/home/agent/no/such", "/root/no-such", "/tmp/no-such", "/run/user/1/no-such"]
-)
-def test_what_a_sandbox_hides_is_left_to_the_unit_to_find(
-    home: Path, store: Any, fake: Fake, launcher: SystemdLauncher, tmp_path: Path, place: str
-) -> None:
+_SANDBOX = """\
+61 45 0:21 /systemd/inaccessible/dir /home ro,nosuid shared:1 - tmpfs tmpfs ro
+62 45 0:22 / /root rw - tmpfs tmpfs rw
+63 45 0:23 / /run/user/1000 rw - tmpfs tmpfs rw
+64 45 8:1 /tmp/systemd-private-0a-carolctl-tick.service-x/tmp /tmp rw - ext4 /dev/sda1 rw
+65 45 0:24 / /var/tmp rw - tmpfs tmpfs rw
+"""
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """We seem to be in a sandbox that hides homes and has a /tmp of its own."""
+    (tmp_path / "mounts").write_text(_SANDBOX)
+    monkeypatch.setattr(refusals, "_MOUNTS", str(tmp_path / "mounts"))
+
+
+@pytest.mark.parametrize("place", ["/home/agent/no/such", "/root/no-such", "/tmp/no-such"])
+def test_what_a_sandbox_hides_is_left_to_the_unit_to_find(tmp_path: Path, sandbox: None, place: str) -> None:
     (tmp_path / "link").symlink_to(place)
-    seen = [place, str(tmp_path / "link")]
-    actions = [CommandAction(argv=("true",), working_directory=path, environment_file=path) for path in seen]
-    assert (
-        launcher.launch(claims(home, store, *(job(f"j{n}", action=one) for n, one in enumerate(actions))))
-        == []
-    )
-    assert len(fake.calls) == 2
+    assert not is_surely_missing(place)
+    assert not is_surely_missing(str(tmp_path / "link"))
+
+
+@pytest.mark.parametrize("place", ["/srv/no-such", "/var/tmp/no-such", "/run/user/1000/no-such", "/homeless"])
+def test_what_no_sandbox_hides_is_missing(sandbox: None, place: str) -> None:
+    assert is_surely_missing(place)
+
+
+@pytest.mark.parametrize("place", ["/home/agent/no/such", "/root/no-such", "/tmp/no-such"])
+def test_without_a_sandbox_everything_is_seen(place: str) -> None:
+    assert is_surely_missing(place)
+
+
+def test_a_file_for_another_user_that_cannot_be_looked_at_is_refused(
+    home: Path, store: Any, fake: Fake, launcher: SystemdLauncher, sandbox: None
+) -> None:
+    action = CommandAction(argv=("true",), run_as="root", environment_file="/root/no/such")
+    [failure] = launcher.launch(claims(home, store, job(action=action)))
+    assert failure.message.startswith("/root/no/such cannot be looked at from here")
 
 
 @pytest.mark.parametrize(
@@ -379,7 +403,7 @@ def test_what_a_sandbox_hides_is_left_to_the_unit_to_find(
      CommandAction(argv=("./no-such",), working_directory="/tmp/no-such"), CommandAction(argv=("/etc/passwd",))],
 )  # fmt: skip
 def test_a_program_that_is_not_to_be_seen_here_is_looked_for_in_the_unit(
-    action: CommandAction, tmp_path: Path
+    action: CommandAction, tmp_path: Path, sandbox: None
 ) -> None:
     line, result = carried(action), tmp_path / "result.json"
     assert line[0] == sys.executable
