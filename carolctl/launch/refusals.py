@@ -7,7 +7,7 @@ seen there is no proof that it is missing, and the unit, which is under no such 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from carolctl.launch import LaunchFailure
 from carolctl.launch.service_manager import Manager
@@ -64,14 +64,23 @@ def _of_files(action: CommandAction) -> str | None:
 
 
 def _untrusted(path: str) -> str | None:
-    """The loader of our privileged hooks gets the variables of the file as well: nobody else may write them."""
+    """The loader of our privileged hooks gets the variables of the file as well: nobody else may write it."""
     try:
-        facts = os.stat(path)
+        facts = [os.stat(one) for start in (path, os.path.realpath(path)) for one in _with_folders(start)]
     except OSError:
         return f"{path[:200]} cannot be looked at from here: keep it in /etc, for a job with --run-as"
-    if facts.st_uid in (0, os.geteuid()) and not facts.st_mode & 0o022:
+    if all(one.st_uid in (0, os.geteuid()) and not one.st_mode & 0o022 for one in facts):
         return None
-    return f"{path[:200]} must belong to root and be writable by nobody else, for a job with --run-as"
+    return (
+        f"{path[:200]} and the folders above it must belong to root and be writable by nobody else,"
+        " for a job with --run-as"
+    )
+
+
+def _with_folders(path: str) -> Iterator[str]:
+    yield path
+    while (above := os.path.dirname(path)) != path:
+        yield (path := above)
 
 
 def is_surely_missing(path: str) -> bool:

@@ -125,7 +125,6 @@ _POLITE = 'trap "exit 0" TERM; touch /srv/ready-$CAROL_RUN_ID; while :; do sleep
         (("--", "sh", "-c", "kill -TERM $$"), "failed", "killed", 143),
         (("--", "sh", "-c", "ulimit -c 0; kill -SEGV $$"), "failed", "killed", 139),
         (("--max-run-duration", "1s", "--", "sleep", "60"), "failed", "lease_expired", 143),
-        (("--max-run-duration", "2s", "--", "sh", "-c", _POLITE), "failed", "lease_expired", 0),
         (("--", "no-such-tool"), "failed", "launch_failed", 203),
         (("--run-as", "99999", "--", "true"), "failed", "launch_failed", None),
         (("--", "sh", "-c", "setsid sleep 60 & exit 0"), "completed", None, 0),
@@ -160,7 +159,7 @@ def test_a_command_that_is_cancelled_is_stopped_and_then_its_slot_is_freed(place
 
 
 def test_a_run_that_is_cut_short_is_not_taken_for_done_by_a_clock_that_stands_still(place: Place) -> None:
-    job = place.job("--max-run-duration", "1s", "--", "sh", "-c", _POLITE)
+    job = place.job("--max-run-duration", "2s", "--", "sh", "-c", _POLITE)
     run_id = place.carol("run-job", job, CAROL_NOW=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))[
         "run_id"
     ]

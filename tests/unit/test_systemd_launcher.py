@@ -344,7 +344,8 @@ def test_only_what_was_refused_for_certain_is_a_failed_launch(
         ("system", {"working_directory": "/no/such"}, "no such folder: /no/such"),
         ("system", {"environment_file": "/no/such"}, "no such file: /no/such"),
         ("system", {"run_as": "root", "environment_file": "/dev/null"},
-         "/dev/null must belong to root and be writable by nobody else, for a job with --run-as"),
+         "/dev/null and the folders above it must belong to root and be writable by nobody else,"
+         " for a job with --run-as"),
     ],
 )  # fmt: skip
 def test_what_systemd_would_only_find_when_nobody_listens_is_refused_before(
@@ -387,6 +388,28 @@ def test_what_no_sandbox_hides_is_missing(sandbox: None, place: str) -> None:
 @pytest.mark.parametrize("place", ["/home/agent/no/such", "/root/no-such", "/tmp/no-such"])
 def test_without_a_sandbox_everything_is_seen(place: str) -> None:
     assert is_surely_missing(place)
+
+
+@pytest.mark.parametrize("spoil", ["file", "folder", "way"])
+def test_a_file_for_another_user_is_nobody_elses_to_replace(
+    home: Path, store: Any, fake: Fake, launcher: SystemdLauncher, tmp_path: Path, spoil: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    # The tests themselves may lie below a folder that everybody writes to.
+    ways = refusals._with_folders
+    monkeypatch.setattr(
+        refusals, "_with_folders", lambda path: (one for one in ways(path) if one.startswith(str(tmp_path)))
+    )
+    for name in ("folder", "way"):
+        (tmp_path / name).mkdir(mode=0o755)
+    (tmp_path / "folder" / "file").touch(mode=0o600)
+    (tmp_path / "way" / "link").symlink_to("../folder/file")
+    action = CommandAction(argv=("true",), run_as="root", environment_file=str(tmp_path / "way" / "link"))
+    one = claims(home, store, job(action=action))
+    assert launcher.launch(one) == []
+    {"file": tmp_path / "folder" / "file"}.get(spoil, tmp_path / spoil).chmod(0o777)
+    [failure] = launcher.launch(one)
+    assert "must belong to root" in failure.message
 
 
 def test_a_file_for_another_user_that_cannot_be_looked_at_is_refused(
