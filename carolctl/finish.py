@@ -1,6 +1,10 @@
 """How a run ends from the inside: one write that settles it and claims the next, or a file in the spool.
 
 The refill is why five due jobs under a cap of two all end without another tick.
+
+Incident: a run that had been launched from a shell ended, its end launched the next HTTP run, and that one failed for
+want of a token which only the tick had. Decision: whoever is no tick gives back what refers to a variable that it
+does not have. Consequence: the run stays in its place in the queue, and the next tick launches it.
 """
 
 from __future__ import annotations
@@ -11,8 +15,9 @@ from collections.abc import Sequence
 from carolctl import clock, config, end_facts, global_pause, spool
 from carolctl.errors import BadData, DiskFull, NotFound, NotPermitted, StoreBusy
 from carolctl.failpoints import failpoint
-from carolctl.model import Claimed, Millis, Outcome
+from carolctl.model import Action, Claimed, HttpAction, Millis, Outcome
 from carolctl.notices import warn
+from carolctl.references import variables
 from carolctl.settle import Settled, settle
 from carolctl.store.db import Store
 from carolctl.store.runs import Claimant
@@ -58,11 +63,25 @@ def settle_and_refill(
     return settled, claimed
 
 
-def refill(tx: WriteTx, claimant: Claimant, settings: config.Settings) -> list[Claimed]:
-    """Claim queued runs up to the cap, unless everything is paused."""
+def refill(
+    tx: WriteTx, claimant: Claimant, settings: config.Settings, *, is_tick: bool = False
+) -> list[Claimed]:
+    """Claim queued runs up to the cap, unless everything is paused; what only a tick can launch is given back."""
     if globally_paused(tx, claimant.now):
         return []
-    return tx.claim(claimant, cap=settings.max_concurrent)
+    claimed = tx.claim(claimant, cap=settings.max_concurrent)
+    for_tick = [] if is_tick else [one for one in claimed if _lacks_variables(one.action)]
+    if for_tick:
+        tx.hand_back([one.run for one in for_tick])
+    return [one for one in claimed if one not in for_tick]
+
+
+def _lacks_variables(action: Action | None) -> bool:
+    """Whether a call refers to a variable that this process does not have."""
+    if not isinstance(action, HttpAction):
+        return False
+    named = variables([action.url, action.headers, action.payload])
+    return any(name not in os.environ for name in named)
 
 
 def claimant_now(now: Millis, settings: config.Settings) -> Claimant:

@@ -80,8 +80,17 @@ class Resolver:
         except KeyError:
             raise BadConfig(
                 f"${{env:{name}}}: the variable is not set",
-                hint="Set it where the run is launched, for instance with Environment= in the tick unit.",
+                hint="Set it by EnvironmentFile= in the tick unit, mode 0600; any user may read Environment=.",
             ) from None
+
+
+def variables(value: Any) -> set[str]:
+    """The names of the environment variables that the strings inside a JSON document refer to."""
+    if isinstance(value, str):
+        return {found["name"] for found in _REFERENCE.finditer(value) if found["kind"] == "env"}
+    if isinstance(value, dict):
+        value = list(value.values())
+    return set().union(*map(variables, value)) if isinstance(value, list) else set()
 
 
 def resolve(text: str) -> str:

@@ -266,7 +266,7 @@ def _write(
     _fire(tx, plan, now, report)
     report.deferred = deferral.put_off(tx, plan.deferred, plan.pressure, settings, now)
     failpoint("tick-fired")
-    claimed = finish.refill(tx, claimant, settings)
+    claimed = finish.refill(tx, claimant, settings, is_tick=True)
     to_launch = [*swept.relaunched, *claimed]
     report.claimed = sorted(item.run.run_id for item in to_launch)
     if plan.tick_gap:

@@ -5,6 +5,7 @@ The store may be locked or gone: then the outcome waits in the spool. At a shutd
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 
@@ -14,15 +15,23 @@ from carolctl.failpoints import failpoint
 from carolctl.failure_text import class_of_exit
 from carolctl.launch import handover, journal
 from carolctl.launch.capture import Result, take_result
-from carolctl.launch.service_manager import is_being_stopped, is_shutting_down, manager_of_user, properties
+from carolctl.launch.service_manager import (
+    answer_within,
+    is_being_stopped,
+    is_shutting_down,
+    manager_of_user,
+    properties,
+)
 from carolctl.launch.unit_names import run_unit
-from carolctl.launch.unit_result import Ended, UnitEnd, is_managers_own, judge
+from carolctl.launch.unit_result import Ended, UnitEnd, has_run_out, is_managers_own, judge
 from carolctl.model import Outcome, Run
 from carolctl.notices import warn
 from carolctl.store.db import Store
 from carolctl.unit_start import left_ms, open_own_store, result_file
 
 _EXPIRY_SLACK_MS = 1000
+_ANSWERS_SEC = 2.5
+"""For the manager's answers. With the journal's and the database's times it stays below TimeoutStopSec."""
 
 #: In words, for a run that was ended by us, by its stop reason.
 _STOPPED = {
@@ -38,6 +47,7 @@ def finish(run_id: int, claim_no: int, told: str) -> None:
     `told` is the folder in which the command was told to leave its result and its events.
     """
     failpoint("unit-before-finish")
+    answer_within(_ANSWERS_SEC)
     unit = run_unit(run_id, claim_no)
     store, run = _look(run_id)
     handover.take(unit, places.data_home())
@@ -79,9 +89,19 @@ def _end_of(unit: str, run: Run | None) -> UnitEnd:
     """What the manager says of the unit: what it tells its hooks, and what it only tells who asks."""
     code, status = os.environ.get("EXIT_CODE", ""), os.environ.get("EXIT_STATUS", "")
     manager = manager_of_user()
-    asked = properties(manager, unit, "Job", "ActiveEnterTimestampMonotonic")
+    asked = properties(
+        manager,
+        unit,
+        "Job",
+        "ActiveEnterTimestampMonotonic",
+        "ExecMainExitTimestampMonotonic",
+        "RuntimeMaxUSec",
+    )
     pending = asked.get("Job", "") not in ("", "0")
     began = asked.get("ActiveEnterTimestampMonotonic", "1") not in ("", "0")
+    past_lease = has_run_out(asked)
+    if past_lease is None:
+        past_lease = run is None or _is_past_lease(run)
     return UnitEnd(
         service_result=os.environ.get("SERVICE_RESULT", ""),
         exit_code=code,
@@ -89,8 +109,20 @@ def _end_of(unit: str, run: Run | None) -> UnitEnd:
         started=run is None or run.status == "running",
         executed=began or not (code == "exited" and is_managers_own(status)),
         being_stopped=pending and is_being_stopped(manager, unit),
-        past_lease=run is None or left_ms(run) <= _EXPIRY_SLACK_MS,
+        past_lease=past_lease,
     )
+
+
+def _is_past_lease(run: Run) -> bool:
+    """By either clock: a wall clock that was set back a little is no reason to call a run that was cut short done."""
+    boottime_ms = clock.boottime_ms()
+    by_boot = 0
+    if boottime_ms is not None and run.claimed_boottime_ms is not None and run.boot_id == clock.boot_id():
+        by_boot = boottime_ms - run.claimed_boottime_ms
+    assert run.lease_expires_at is not None
+    assert run.slot_claimed_at is not None
+    lease_ms = run.lease_expires_at - run.slot_claimed_at
+    return min(left_ms(run), lease_ms - by_boot) <= _EXPIRY_SLACK_MS
 
 
 def _in_its_words(ended: Ended, result: Result, unit: str) -> Ended:
@@ -131,6 +163,8 @@ def _record(store: Store | None, outcome: Outcome, *, refilling: bool) -> None:
 
     claimed = claims.finish(store, [outcome], refilling=refilling)
     failpoint("unit-recorded")
+    # What follows may take its time: without us a sweep launches them.
+    answer_within(math.inf)
     claims.launch_all(store, claimed)
 
 

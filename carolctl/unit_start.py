@@ -13,7 +13,7 @@ from carolctl.model import Run
 from carolctl.notices import warn
 from carolctl.store.db import Store, open_store
 
-_LONGEST_WAIT_MS = 5000
+_LONGEST_WAIT_MS = 4000
 """For the database: systemd ends a hook after TimeoutStopSec, and there must be time left for the spool."""
 
 

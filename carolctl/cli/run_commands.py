@@ -155,9 +155,13 @@ def logs(
         return Exit.OK
     look = partial(_existing_run, session, run_id)
     for chunk in run_output.chunks(look, follow=True) if going_on else [text]:
-        sys.stdout.write(chunk if raw else "".join(safe(line) + "\n" for line in chunk.splitlines()))
+        sys.stdout.write(chunk if raw else "".join(_spelled_out(line) + "\n" for line in chunk.splitlines()))
         sys.stdout.flush()
     return Exit.OK
+
+
+def _spelled_out(line: str) -> str:
+    return "\t".join(map(safe, line.split("\t")))
 
 
 # -- acting ----------------------------------------------------------------------------------------------

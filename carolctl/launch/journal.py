@@ -1,4 +1,9 @@
-"""The output of units, as the journal has it."""
+"""The output of units, as the journal has it.
+
+Units of the system manager are under no rate limit of the journal's: what a job wrote must not vanish without a word.
+For those of a user's manager systemd 252 has no such setting: there the limit of journald.conf holds, for all units
+of the user together.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +12,18 @@ import subprocess
 import time
 from collections.abc import Sequence
 
+from carolctl import places
 from carolctl.errors import NotPermitted, Unavailable
 from carolctl.launch.capture import TELLING_LINES, telling_lines
 from carolctl.launch.service_manager import environment, manager_of_user
+from carolctl.launch.unit_names import identifier, store_tag
 from carolctl.lockguard import require_unlocked
 from carolctl.model import Millis
 
 _CURSOR = b"-- cursor: "
 _ANSWER_SEC = 60.0
-_SOON_SEC = 2.0
+#: For a hook, which has little time: for both of its questions together.
+_SOON_SEC, _SHORTEST_SEC = 1.5, 0.1
 _LAG_SEC = 0.5
 
 
@@ -26,7 +34,7 @@ def output(units: Sequence[str], *, since: Millis, cursor: str | None = None) ->
     `Unavailable` where there is none.
     """
     require_unlocked("reading the journal")
-    chosen = [*map(_match, units), "_TRANSPORT=stdout"]
+    chosen = _matches(*units)
     if manager_of_user() == "user":
         chosen.append(f"_UID={os.getuid()}")
     begin = f"--after-cursor={cursor}" if cursor else f"--since=@{since // 1000}"
@@ -40,20 +48,22 @@ def output(units: Sequence[str], *, since: Millis, cursor: str | None = None) ->
 def last_lines(unit: str) -> list[str]:
     """The last lines that the command in `unit` wrote, newest first; none where they cannot be read soon."""
     require_unlocked("reading the journal")
-    chosen = ["--output=cat", "--all", f"--lines={TELLING_LINES}", _match(unit), "_TRANSPORT=stdout"]
+    chosen = ["--output=cat", "--all", f"--lines={TELLING_LINES}", *_matches(unit)]
+    give_up = time.monotonic() + _SOON_SEC
     try:
         flush(_SOON_SEC)
-        text = _journalctl(*chosen, seconds=_SOON_SEC)
+        text = _journalctl(*chosen, seconds=max(_SHORTEST_SEC, give_up - time.monotonic()))
     except (NotPermitted, Unavailable):
         return []
     return telling_lines(text.decode("utf-8", "backslashreplace"))
 
 
-def _match(unit: str) -> str:
-    """How its lines are found. The journal does not know the user unit of a process that ended very soon."""
+def _matches(*units: str) -> list[str]:
+    """How their lines are found. The journal does not know the user unit of a process that ended very soon."""
+    tag = store_tag(places.scheduler_db())
     if manager_of_user() == "system":
-        return f"_SYSTEMD_UNIT={unit}"
-    return f"SYSLOG_IDENTIFIER={unit.removesuffix('.service')}"
+        return [*(f"_SYSTEMD_UNIT={unit}" for unit in units), f"CAROL_STORE={tag}", "_TRANSPORT=stdout"]
+    return [*(f"SYSLOG_IDENTIFIER={identifier(unit, tag)}" for unit in units), "_TRANSPORT=stdout"]
 
 
 def flush(seconds: float = _ANSWER_SEC) -> None:

@@ -7,6 +7,7 @@ somebody else's store. An error or a time-out of the manager proves nothing eith
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -14,8 +15,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from carolctl import clock
+from carolctl import clock, places
 from carolctl.launch.owner import Liveness, is_of_another_boot
+from carolctl.launch.unit_names import store_tag, tag_of
 from carolctl.lockguard import require_unlocked
 from carolctl.model import Run
 
@@ -24,10 +26,13 @@ Manager = Literal["system", "user"]
 ANSWER_SEC = 10.0
 """How long an answer is waited for; a manager that reloads a large machine takes its time."""
 
+_give_up = math.inf
+_SHORTEST_ANSWER_SEC = 0.1
+
 _PAUSES_SEC = (0.2, 0.5, 0.0)
 _BOOTED = "/run/systemd/system"
 _OURS = ("carolctl-run-*.service", "carolctl-http-*.service")
-_LINE = re.compile(r"^\W*(carolctl-\S+\.service) +\S+ +(\S+) ", re.MULTILINE)
+_LINE = re.compile(r"^\W*(carolctl-\S+\.service) +\S+ +(\S+) (.*)$", re.MULTILINE)
 _ENDED = {"inactive", "failed"}
 
 
@@ -71,6 +76,12 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     return own
 
 
+def answer_within(seconds: float) -> None:
+    """From here on wait no longer than that for all answers together: for whoever has little time."""
+    global _give_up
+    _give_up = time.monotonic() + seconds
+
+
 def systemctl(manager: Manager, *arguments: str) -> str | None:
     """What ``systemctl`` prints; None where it fails or does not answer in time."""
     require_unlocked("asking the service manager")
@@ -81,7 +92,7 @@ def systemctl(manager: Manager, *arguments: str) -> str | None:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment(os.environ),
-            timeout=ANSWER_SEC,
+            timeout=min(ANSWER_SEC, max(_SHORTEST_ANSWER_SEC, _give_up - time.monotonic())),
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
@@ -99,19 +110,30 @@ def probe(runs: Sequence[Run], *, db: str, host: str, boot_id: str) -> dict[int,
     verdicts: dict[int, Liveness] = {run.run_id: "unknown" for run in runs}
     verdicts |= dict.fromkeys(gone, "dead")
     if alive is not None:
-        verdicts |= {run.run_id: "alive" if run.unit in alive else "dead" for run in asked}
+        verdicts |= {run.run_id: _liveness(run, alive, store_tag(db)) for run in asked}
     return verdicts
 
 
-def live_units(manager: Manager) -> set[str] | None:
-    """Our units that have not ended; None where the manager does not say."""
+def _liveness(run: Run, alive: Mapping[str, str | None], tag: str) -> Liveness:
+    """A unit of another store's that has the same name proves neither."""
+    if run.unit is None or run.unit not in alive:
+        return "dead"
+    return "alive" if alive[run.unit] in (tag, None) else "unknown"
+
+
+def live_units(manager: Manager) -> dict[str, str | None] | None:
+    """Our units that have not ended, with the tags of their stores; None where the manager does not say."""
     listing = systemctl(manager, "list-units", "--all", "--plain", "--full", "--no-legend", *_OURS)
     return None if listing is None else parsed_units(listing)
 
 
-def parsed_units(listing: str) -> set[str]:
-    """The units of a listing (UNIT LOAD ACTIVE SUB DESCRIPTION) that are not over."""
-    return {unit for unit, active in _LINE.findall(listing) if active not in _ENDED}
+def parsed_units(listing: str) -> dict[str, str | None]:
+    """The units of a listing (UNIT LOAD ACTIVE SUB DESCRIPTION) that are not over, and what tags their descriptions."""
+    return {
+        unit: tag_of(description)
+        for unit, active, description in _LINE.findall(listing)
+        if active not in _ENDED
+    }
 
 
 def is_ours(db: str) -> bool:
@@ -124,21 +146,27 @@ def is_ours(db: str) -> bool:
 
 def stop(runs: Iterable[Run]) -> None:
     """Ask the units to end. What several HTTP runs share is only told so: it ends those that are to end."""
-    shared: list[str] = []
-    single: list[str] = []
-    for unit in sorted({run.unit for run in runs if _is_here(run) and run.unit}):
-        (shared if unit.startswith("carolctl-http-") else single).append(unit)
+    units = _units_here(runs)
+    shared = [unit for unit in units if unit.startswith("carolctl-http-")]
     if shared:
         systemctl(manager_of_user(), "kill", "--kill-who=main", "--signal=TERM", *shared)
-    if single:
-        systemctl(manager_of_user(), "stop", "--no-block", *single)
+    if len(shared) < len(units):
+        systemctl(manager_of_user(), "stop", "--no-block", *(unit for unit in units if unit not in shared))
 
 
 def kill(runs: Iterable[Run]) -> None:
     """End the units; the manager kills what is left of them after their TimeoutStopSec."""
-    units = sorted({run.unit for run in runs if _is_here(run) and run.unit})
+    units = _units_here(runs)
     if units:
         systemctl(manager_of_user(), "stop", "--no-block", *units)
+
+
+def _units_here(runs: Iterable[Run]) -> list[str]:
+    """The units of the runs, without those that are another store's by now."""
+    units = sorted({run.unit for run in runs if _is_here(run) and run.unit})
+    alive = (live_units(manager_of_user()) if units else None) or {}
+    tag = store_tag(places.scheduler_db())
+    return [unit for unit in units if alive.get(unit) in (tag, None)]
 
 
 def _is_here(run: Run) -> bool:

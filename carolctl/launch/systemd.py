@@ -25,10 +25,21 @@ from carolctl.failpoints import failpoint
 from carolctl.launch import LaunchFailure, handover
 from carolctl.launch import service_manager as manager
 from carolctl.launch.exec_line import carried
+from carolctl.launch.refusals import failure, refusal
 from carolctl.launch.supervisor import STOP_GRACE_SEC
-from carolctl.launch.unit_names import SLICE, gate_unit, http_unit, run_unit
+from carolctl.launch.unit_names import (
+    SLICE,
+    described,
+    gate_unit,
+    http_unit,
+    identifier,
+    run_unit,
+    store_tag,
+    tag_of,
+)
 from carolctl.lockguard import require_unlocked
-from carolctl.model import Claimed, CommandAction, HttpAction
+from carolctl.model import Claimed, CommandAction, HttpAction, Run
+from carolctl.notices import warn
 
 LARGEST_POOL = 32
 """HTTP runs that share one unit at most."""
@@ -42,6 +53,8 @@ _SETTINGS = (
     "CAROL_NOW",
     "CAROL_FAILPOINT",
 )
+#: Where hooks find the tools of systemd, whatever the job's own file of variables says.
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: What systemd-run says when nothing is wrong with the run itself.
 _NO_VERDICT = (
     "already loaded", "already exists", "Failed to connect", "timed out", "Connection reset", "did not receive",
@@ -65,15 +78,16 @@ class SystemdLauncher:
         self._db = db
         self._home = home
         self._manager = manager
+        self._tag = store_tag(db)
 
     def launch(self, claimed: Sequence[Claimed]) -> list[LaunchFailure]:
         """See `Launcher`."""
         require_unlocked("launching runs")
-        failures = [failure for one in claimed if (failure := _refusal(one, self._manager))]
-        refused = {failure.run_id for failure in failures}
+        failures = [no for one in claimed if (no := refusal(one, self._manager))]
+        refused = {no.run_id for no in failures}
         orders = list(self._orders([one for one in claimed if one.run.run_id not in refused]))
         for order, complaint in self._carry_out(orders):
-            failures += [_failure(one, complaint) for one in order.share]
+            failures += [failure(one, complaint) for one in order.share]
         return failures
 
     def _orders(self, claimed: Sequence[Claimed]) -> Iterator[Order]:
@@ -91,39 +105,38 @@ class SystemdLauncher:
         properties = [f"TimeoutStopSec={STOP_GRACE_SEC:.0f}", "NoNewPrivileges=yes", "UMask=0077"]
         command = [*_python("carolctl.runner"), "http", *claims]
         environment = self._told() | {"CAROL_DATA_DIR": self._home, "CAROL_UNIT": unit}
-        about = f"carolctl: HTTP runs {', '.join(claims)}"
+        about = f"HTTP runs {', '.join(claims)}"
         arguments = self._arguments(unit, about, environment, properties, command)
         return Order(unit=unit, arguments=arguments, share=share)
 
     def _command(self, one: Claimed, action: CommandAction) -> Order:
         run = one.run
         unit = run_unit(run.run_id, run.claim_no)
-        environment = self._told() | {
+        environment = self._told_command(run) | (of_another_user(unit) if action.run_as is not None else {})
+        arguments = self._arguments(
+            unit,
+            f"run {run.run_id} of {run.job_id}",
+            environment,
+            [*self._of_run(one, action, environment["CAROL_DATA_DIR"]), *properties_of(action, unit)],
+            carried(action),
+        )
+        return Order(unit=unit, arguments=arguments, share=[one])
+
+    def _told_command(self, run: Run) -> dict[str, str]:
+        """The variables of a command; what arms failpoints is for its hooks alone."""
+        told = {name: value for name, value in self._told().items() if name != "CAROL_FAILPOINT"} | {
             "CAROL_DATA_DIR": self._home,
             "CAROL_RUN_ID": str(run.run_id),
             "CAROL_CLAIM": str(run.claim_no),
             "CAROL_JOB_ID": run.job_id,
             "CAROL_RESULT_FILE": os.path.join(self._home, "results", f"{run.run_id}-{run.claim_no}.json"),
         }
-        if run.max_turns is not None:
-            environment["CAROL_MAX_TURNS"] = str(run.max_turns)
-        if action.run_as is not None:
-            environment |= of_another_user(unit)
-        arguments = self._arguments(
-            unit,
-            f"carolctl: run {run.run_id} of {run.job_id}",
-            environment,
-            [*self._of_run(one, unit), *properties_of(action, unit)],
-            carried(action),
-        )
-        return Order(unit=unit, arguments=arguments, share=[one])
+        return told | ({} if run.max_turns is None else {"CAROL_MAX_TURNS": str(run.max_turns)})
 
-    def _of_run(self, one: Claimed, unit: str) -> list[str]:
+    def _of_run(self, one: Claimed, action: CommandAction, folder: str) -> list[str]:
         run, python = one.run, _python("carolctl.unit_hook")
-        hook = {
-            name: command_line([*python, name, str(run.run_id), str(run.claim_no), self._home])
-            for name in ("start", "finish")
-        }
+        told = [str(run.run_id), str(run.claim_no), self._home, folder, *self._told_hooks(run, action)]
+        hook = {name: command_line([*python, name, *told]) for name in ("start", "finish")}
         return [
             # The manager finds a failing exec, and says by ActiveEnterTimestamp whether there was one.
             "Type=exec",
@@ -137,11 +150,18 @@ class SystemdLauncher:
             f"LogExtraFields=CAROL_JOB_ID={run.job_id}",
         ]
 
+    def _told_hooks(self, run: Run, action: CommandAction) -> list[str]:
+        """What hooks go by: the job's own file of variables reaches them too, and must not be believed."""
+        told = self._told() | {"CAROL_JOB_ID": run.job_id}
+        if action.environment_file is not None:
+            told["PATH"] = _PATH
+        return [f"{name}={value}" for name, value in told.items()]
+
     def _told(self) -> dict[str, str]:
         """What hooks and runners must know, none of it secret: the settings that the launch was made under."""
         told = {name: os.environ[name] for name in _SETTINGS if name in os.environ}
-        planner = places.planner_db()
-        told |= {"CAROL_PLANNER_DB": planner} if planner else {}
+        # Also that there is none.
+        told["CAROL_PLANNER_DB"] = places.planner_db() or ""
         return told | {"CAROL_SCHEDULER_DB": self._db, "CAROL_LAUNCHER": "systemd"}
 
     def _arguments(
@@ -161,14 +181,22 @@ class SystemdLauncher:
             "--collect",
             f"--unit={unit}",
             f"--slice={SLICE}",
-            f"--description={about}",
+            f"--description={described(about, self._tag)}",
             *(f"--setenv={name}={value}" for name, value in environment.items()),
-            *(
-                f"--property={text}"
-                for text in (f"SyslogIdentifier={unit.removesuffix('.service')}", *properties)
-            ),
+            *(f"--property={text}" for text in (*self._of_journal(unit), *properties)),
             "--",
             *(doubled(word) for word in command),
+        ]
+
+    def _of_journal(self, unit: str) -> list[str]:
+        if self._manager == "user":
+            return [f"SyslogIdentifier={identifier(unit, self._tag)}"]
+        return [
+            f"SyslogIdentifier={unit.removesuffix('.service')}",
+            f"LogExtraFields=CAROL_STORE={self._tag}",
+            # None, in effect. A limit of 0, which should be none, is the default one in systemd 252.
+            "LogRateLimitIntervalSec=1s",
+            "LogRateLimitBurst=100000000",
         ]
 
     def _carry_out(self, orders: Sequence[Order]) -> list[tuple[Order, str]]:
@@ -189,7 +217,7 @@ class SystemdLauncher:
         unit = gate_unit(os.getpid(), time.monotonic_ns())
         path = os.path.join(self._home, "launch.gate")
         words = ["flock", "--timeout", str(_GATE_SEC), path, "true"]
-        order = Order(unit, self._arguments(unit, "carolctl: gate", {}, ["Type=oneshot"], words), [])
+        order = Order(unit, self._arguments(unit, "gate", {}, ["Type=oneshot"], words), [])
         try:
             lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError:
@@ -230,11 +258,20 @@ class SystemdLauncher:
             launch.communicate()
             return None
         failpoint("launcher-after-spawn")
-        if launch.returncode == 0 or any(words in complaint for words in _NO_VERDICT):
+        if launch.returncode == 0:
+            return None
+        if any(words in complaint for words in _NO_VERDICT):
+            self._tell_of_another_store(order)
             return None
         # Refused, because it is there already: another launch of the same claim was first.
         there = manager.properties(self._manager, order.unit, "LoadState").get("LoadState")
         return f"systemd-run: {complaint[-300:]}" if there == "not-found" else None
+
+    def _tell_of_another_store(self, order: Order) -> None:
+        """Where the name is taken by a unit of another store, the run has to wait for its next one."""
+        shown = manager.properties(self._manager, order.unit, "Description").get("Description", "")
+        if tag_of(shown) not in (None, self._tag):
+            warn(f"{order.unit} is another data home's just now: a tick launches the run under its next name")
 
 
 def _begin(
@@ -300,65 +337,6 @@ def properties_of(action: CommandAction, unit: str) -> list[str]:
     }
     given = [f"{name}={value}" for name, value in said.items() if value is not None]
     return given + [f"LoadCredential={one}" for one in action.load_credential]
-
-
-def _refusal(one: Claimed, manager_: manager.Manager) -> LaunchFailure | None:
-    """Why a run cannot be launched at all: what systemd would only find when nobody listens any more."""
-    action = one.action
-    if isinstance(action, HttpAction):
-        return None
-    if action is None or not action.argv:
-        return _failure(one, "the job has no command to run")
-    if action.run_as is not None and manager_ != "system":
-        return _failure(one, "--run-as needs the system manager: run the tick as root")
-    if action.run_as is not None and not _is_user(action.run_as):
-        return _failure(one, f"no such user: {action.run_as}")
-    for name, path in (("folder", action.working_directory), ("file", action.environment_file)):
-        if path is not None and _is_surely_missing(path):
-            return _failure(one, f"no such {name}: {path[:200]}")
-    if action.run_as is not None and action.environment_file is not None:
-        return _untrusted(one, action.environment_file)
-    return None
-
-
-def _untrusted(one: Claimed, path: str) -> LaunchFailure | None:
-    """Our privileged hooks get the variables of the file as well: nobody else may write them."""
-    try:
-        facts = os.stat(path)
-        sound = facts.st_uid in (0, os.geteuid()) and not facts.st_mode & 0o022
-    except OSError:
-        sound = False
-    message = f"{path[:200]} must belong to root and be writable by nobody else, for a job with --run-as"
-    return None if sound else _failure(one, message)
-
-
-def _is_user(name: str) -> bool:
-    import pwd
-
-    if name.isdecimal():
-        return True
-    try:
-        pwd.getpwnam(name)
-    except KeyError:
-        return False
-    return True
-
-
-def _is_surely_missing(path: str) -> bool:
-    """Gone for the unit as well: a tick with a private /tmp does not see everybody's."""
-    if path.startswith(("/tmp/", "/var/tmp/")):  # noqa: S108
-        return False
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _failure(one: Claimed, message: str) -> LaunchFailure:
-    return LaunchFailure(run_id=one.run.run_id, claim_no=one.run.claim_no, message=message)
 
 
 # -- words for systemd -------------------------------------------------------------------------------------

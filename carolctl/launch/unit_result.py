@@ -8,7 +8,9 @@ is never taken for one that was done.
 
 from __future__ import annotations
 
+import re
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from carolctl.model import FailureClass
@@ -88,6 +90,27 @@ def exit_status(code: str, status: str) -> int | None:
         return int(status)
     number = getattr(signal, f"SIG{status}", None)
     return 128 + int(number) if code in ("killed", "dumped") and number is not None else None
+
+
+def has_run_out(shown: Mapping[str, str]) -> bool | None:
+    """Whether the command lived until its unit's RuntimeMaxSec was over, by the manager's own clock, which nobody sets.
+
+    `shown` are properties of the unit as systemctl shows them; None: they do not tell.
+    """
+    began, ended = (
+        int(shown.get(f"{name}TimestampMonotonic") or 0) for name in ("ActiveEnter", "ExecMainExit")
+    )
+    most = sum(
+        float(number) * _MICROSECONDS[word] for number, word in _SPAN.findall(shown.get("RuntimeMaxUSec", ""))
+    )
+    return ended - began >= round(most) if began and ended and most else None
+
+
+_SPAN = re.compile(r"([0-9.]+)(y|month|w|d|h|min|s|ms|us)\b")
+_MICROSECONDS = {
+    "y": 31_557_600_000_000, "month": 2_629_800_000_000, "w": 604_800_000_000, "d": 86_400_000_000,
+    "h": 3_600_000_000, "min": 60_000_000, "s": 1_000_000, "ms": 1000, "us": 1,
+}  # fmt: skip
 
 
 def is_managers_own(status: str) -> bool:

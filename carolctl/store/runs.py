@@ -279,6 +279,19 @@ class RunWrites(RunReads):
         ).fetchall()
         return self._with_actions(sorted((run_from_row(row) for row in rows), key=lambda run: run.run_id))
 
+    def hand_back(self, runs: Sequence[Run]) -> None:
+        """Claimed to queued, in the transaction that claimed them: as if they had not been."""
+        self._connection.execute(
+            """
+            UPDATE runs
+               SET status = 'queued', launches = 0, slot_claimed_at = NULL, claimed_boottime_ms = NULL,
+                   lease_expires_at = NULL, host = NULL, boot_id = NULL
+              FROM (SELECT value ->> 0 AS run_id, value ->> 1 AS claim_no FROM json_each(:plan)) AS plan
+             WHERE runs.run_id = plan.run_id AND runs.claim_no = plan.claim_no AND runs.status = 'claimed'
+            """,
+            {"plan": to_json([(run.run_id, run.claim_no) for run in runs])},
+        )
+
     def start(
         self,
         run_id: int,

@@ -153,7 +153,17 @@ def test_adding_a_job_parses_its_expression_and_reaches_for_no_network(home: Pat
     assert found & HEAVY <= {"typer", "croniter"}
 
 
-@pytest.mark.parametrize("module", ["carolctl.runner", "carolctl.tick", "carolctl.finish", "carolctl.sweep"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "carolctl.runner",
+        "carolctl.tick",
+        "carolctl.finish",
+        "carolctl.sweep",
+        "carolctl.unit_start",
+        "carolctl.unit_finish",
+    ],
+)
 def test_what_runs_a_run_starts_on_the_standard_library(module: str) -> None:
     done = subprocess.run(
         [sys.executable, "-I", "-X", "importtime", "-c", f"import {module}"],

@@ -190,11 +190,12 @@ def test_three_expired_leases_are_reaped_in_one_sweep_and_fresh_ones_are_left(
 
 
 def test_the_output_of_a_run_is_shown_harmless(carol: Carol, home: Path) -> None:
-    add_jobs(home, manual("loud", "printf", r"\033]0;owned\007 [red]plain[/red] \302\233 tail\n"))
+    add_jobs(home, manual("loud", "printf", r"\033]0;owned\007 [red]plain[/red] \302\233\ttail\n"))
     run_id = str(carol("run-job", "loud", "--wait", "--json").json()["run_id"])
     shown = carol("logs", run_id).out
     assert "[red]plain[/red]" in shown
-    assert not [c for c in shown if (ord(c) < 0x20 and c != "\n") or 0x7F <= ord(c) <= 0x9F]
+    assert shown.endswith("\ttail\n")
+    assert not [c for c in shown if (ord(c) < 0x20 and c not in "\t\n") or 0x7F <= ord(c) <= 0x9F]
     for command in (("list-runs",), ("show-run", run_id)):
         text = carol(*command).out
         assert not [c for c in text if (ord(c) < 0x20 and c != "\n") or 0x7F <= ord(c) <= 0x9F]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from tests.systemd.boot import CAROL, PYTHON, USER, Machine
 
 HOME = "/var/lib/carolctl-launcher"
+OTHER = "/var/lib/carolctl-other"
 ENV = {"CAROL_DATA_DIR": HOME, "CAROL_LAUNCHER": "systemd", "SCHEDULE_MAX_CONCURRENT": "60"}
 _SLOW = 30.0
 
@@ -54,6 +56,23 @@ class Place:
             assert time.monotonic() < deadline, row
             time.sleep(0.05)
         return row
+
+    def fire(self, jobs: dict[str, tuple[str, ...]], *unit_options: str, **env: str) -> list[int]:
+        """Add those jobs, and have one tick fire all of them, in a unit with those options; their runs."""
+        for name, words in jobs.items():
+            cut = words.index("--") if "--" in words else len(words)
+            self.carol("add-job", name, "--every", "1d", "--json", *words[:cut], *words[cut:])
+        tomorrow = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 86_400 + 5))
+        launched: list[int] = self.tick(*unit_options, CAROL_NOW=tomorrow, **env)["launched"]
+        assert len(launched) == len(jobs)
+        return launched
+
+    def tick(self, *unit_options: str, **env: str) -> Any:
+        """What a tick reports; with options, one in a unit that has them."""
+        told = self.env | env
+        unit = ["systemd-run", "--quiet", "--wait", "--pipe", *unit_options] if unit_options else []
+        unit += [f"--setenv={name}={value}" for name, value in told.items()] if unit else []
+        return json.loads(self.machine.run(*unit, CAROL, "tick", "--json", env=told, user=self.user).stdout)
 
     def polite(self, *options: str) -> int:
         """Launch a command that ends at SIGTERM with exit status 0; its run, as soon as it is able to."""
@@ -106,7 +125,8 @@ _POLITE = 'trap "exit 0" TERM; touch /srv/ready-$CAROL_RUN_ID; while :; do sleep
         (("--", "sh", "-c", "kill -TERM $$"), "failed", "killed", 143),
         (("--", "sh", "-c", "ulimit -c 0; kill -SEGV $$"), "failed", "killed", 139),
         (("--max-run-duration", "1s", "--", "sleep", "60"), "failed", "lease_expired", 143),
-        (("--max-run-duration", "2s", "--", "sh", "-c", _POLITE), "failed", "lease_expired", 0),
+        (("--", "no-such-tool"), "failed", "launch_failed", 203),
+        (("--run-as", "99999", "--", "true"), "failed", "launch_failed", None),
         (("--", "sh", "-c", "setsid sleep 60 & exit 0"), "completed", None, 0),
         (("--", "sh", "-c", 'echo \'{"failure_reason":"auth_failed"}\' >"$CAROL_RESULT_FILE"'),
          "failed", "auth_failed", 0),
@@ -138,15 +158,33 @@ def test_a_command_that_is_cancelled_is_stopped_and_then_its_slot_is_freed(place
     assert place.until(run_id, "cancelled")["failure_reason"] is None
 
 
+def test_a_run_that_is_cut_short_is_not_taken_for_done_by_a_clock_that_stands_still(place: Place) -> None:
+    job = place.job("--max-run-duration", "2s", "--", "sh", "-c", _POLITE)
+    run_id = place.carol("run-job", job, CAROL_NOW=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))[
+        "run_id"
+    ]
+    assert how(place.until(run_id, "completed", "failed")) == ("failed", "lease_expired", 0)
+
+
+def test_a_jobs_own_file_of_variables_does_not_reach_its_hooks(place: Place) -> None:
+    place.machine.sh("mkdir -p /srv/tools && ln -sf /bin/sleep /bin/touch /srv/tools")
+    place.machine.write("/etc/job.env", "PATH=/srv/tools\nCAROL_SCHEDULER_DB=/no/such/db\n")
+    run_id = place.polite("--environment-file", "/etc/job.env")
+    place.machine.run("systemctl", "stop", unit(run_id))
+    assert how(place.run(run_id)) == ("failed", "aborted", 0)
+
+
 def test_a_user_folder_or_file_that_is_only_missed_by_systemd_is_launched_three_times_and_then_given_up(
     place: Place,
 ) -> None:
-    run_id = place.launch("--working-directory", "/tmp/no/such/folder", "--", "true")
-    started = time.time() + 1
-    for minute in range(1, 5):
+    private_tmp = ("-p", "PrivateTmp=yes")
+    missing = ("--working-directory", "/tmp/no/such/folder", "--", "true")
+    [run_id] = place.fire({"hopeless": missing}, *private_tmp)
+    started = time.time() + 86_400 + 10
+    for minute in range(1, 4):
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started + 61 * minute))
         time.sleep(0.3)
-        place.carol("tick", CAROL_NOW=now)
+        place.tick(*private_tmp, CAROL_NOW=now)
     row = place.run(run_id)
     assert (row["failure_reason"], row["launches"], row["claim_no"]) == ("launch_failed", 3, 3)
 
@@ -238,6 +276,38 @@ def test_a_job_of_another_user_leaves_its_result_and_its_events(place: Place) ->
     assert [event["turns"] for event in place.run(row["run_id"])["events"]] == [4]
     assert place.run(1)["events"] == [], "an event about somebody else's run"
     assert place.machine.run("ls", f"/run/carolctl-run-{row['run_id']}-1", check=False).returncode != 0
+
+
+_SANDBOX = (
+    "ProtectHome=yes", "PrivateTmp=yes", "ProtectSystem=strict", "NoNewPrivileges=yes",
+    f"ReadWritePaths={HOME}", "CapabilityBoundingSet=CAP_DAC_OVERRIDE",
+)  # fmt: skip
+
+
+def test_a_tick_in_a_sandbox_launches_what_it_does_not_see_and_jobs_of_another_user(place: Place) -> None:
+    place.machine.write("/root/bin/job.sh", "#!/bin/sh\necho root\n", mode=0o755)
+    place.machine.write("/tmp/bin/tool", "#!/bin/sh\necho tool\n", mode=0o755)
+    place.machine.write(f"/home/{USER}/e.env", "PATH=/tmp/bin:/usr/bin:/bin\n")
+    script = f'{CAROL} emit "$CAROL_RUN_ID" --kind turns --turns 4; echo \'{{"turns": 5}}\' >"$CAROL_RESULT_FILE"; pwd'
+    home = f"/home/{USER}"
+    jobs = {
+        "/root": ("--", "/root/bin/job.sh"),
+        "/tmp": ("--working-directory", "/tmp", "--", "./bin/tool"),
+        "tool": ("--environment-file", f"{home}/e.env", "--", "tool"),
+        "other": ("--run-as", USER, "--working-directory", home, "--", "sh", "-c", script),
+        "missing": ("--", "/root/bin/no-such"),
+    }
+    names = {f"sandboxed-{n}": words for n, words in enumerate(jobs.values())}
+    launched = place.fire(names, *(word for line in _SANDBOX for word in ("-p", line)))
+    rows = [place.until(run_id, "completed", "failed") for run_id in launched]
+    said = {row["job_id"]: (row["status"], row["failure_reason"]) for row in rows}
+    assert list(said.values()) == [("completed", None)] * 4 + [("failed", "launch_failed")], rows
+    logs = [place.machine.journal(f"_SYSTEMD_UNIT={row['unit']}", "_TRANSPORT=stdout") for row in rows[:4]]
+    assert [log.splitlines()[-1] for log in logs] == ["root", "tool", "tool", home]
+    assert rows[3]["turn_count"] == 5
+    assert "no-such cannot be run: No such file" in rows[4]["result_summary"]
+    place.carol("tick")
+    assert [event["turns"] for event in place.run(rows[3]["run_id"])["events"]] == [4]
 
 
 def test_options_of_a_job_become_properties_of_its_unit(place: Place) -> None:
@@ -385,10 +455,8 @@ def test_fifty_commands_of_one_tick_are_launched_about_as_fast_as_systemd_starts
         machine.sh("while systemctl list-units --no-legend 'carolctl-run-*' | grep -q .; do sleep 0.1; done")
         ended = many.carol("list-runs", "--limit", str(_MANY))["runs"]
         assert {row["status"] for row in ended} == {"completed"}
-        if ratios[-1] <= 1.3:
-            break
     print(f"ratios: {ratios}")
-    assert min(ratios) <= 1.3, ratios
+    assert statistics.median(ratios) <= 1.3, ratios
 
 
 # -- HTTP ------------------------------------------------------------------------------------------------------
@@ -423,12 +491,8 @@ def _calls(place: Place, endpoint: str, *paths: str) -> list[int]:
     """Jobs that call those paths, fired together by one tick; their runs."""
     secret = ("--header", "X-Token: ${env:TOKEN}")
     names = [f"call-{path}-{time.monotonic_ns()}" for path in paths]
-    for name, path in zip(names, paths, strict=True):
-        place.carol("add-job", name, "--every", "1d", "--url", f"{endpoint}/{path}", *secret)
-    tomorrow = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 86_400 + 5))
-    launched: list[int] = place.carol("tick", CAROL_NOW=tomorrow, TOKEN="four")["launched"]
-    assert len(launched) == len(paths)
-    return launched
+    jobs = {name: ("--url", f"{endpoint}/{path}", *secret) for name, path in zip(names, paths, strict=True)}
+    return place.fire(jobs, TOKEN="four")
 
 
 def test_http_runs_that_are_launched_together_share_a_unit_which_is_told_no_secret(
@@ -448,6 +512,20 @@ def test_http_runs_that_are_launched_together_share_a_unit_which_is_told_no_secr
     assert place.run(slow)["failure_reason"] == "outcome_unknown"
 
 
+def test_a_call_that_takes_a_place_from_a_shell_waits_for_the_secret_of_the_tick(
+    place: Place, endpoint: str
+) -> None:
+    one = Place(place.machine, ENV | {"CAROL_DATA_DIR": f"{HOME}-one", "SCHEDULE_MAX_CONCURRENT": "1"})
+    hand = one.launch("--", "sleep", "2")
+    one.carol("add-job", "call", "--manual", "--url", f"{endpoint}/0", "--header", "X-Token: ${env:TOKEN}")
+    queued = one.carol("trigger", "call", "--event-id", "e", "--kind", "k", TOKEN="four")["run_id"]
+    assert one.run(queued)["status"] == "queued"
+    one.until(hand, "completed")
+    assert one.run(queued)["status"] == "queued"
+    one.carol("tick", TOKEN="four")
+    assert one.until(queued, "completed", "failed")["turn_count"] == len("four")
+
+
 def test_an_http_run_is_cancelled_by_a_word_to_its_pool(place: Place, endpoint: str) -> None:
     [slow] = _calls(place, endpoint, "20")
     place.until(slow, "running")
@@ -463,6 +541,35 @@ def test_logs_come_from_the_journal_without_a_word_of_ours(place: Place) -> None
     assert place.carol("logs", str(row["run_id"]))["text"] == "out\nerr\n"
     told = place.machine.journal("-t", "carolctl", f"CAROL_RUN_ID={row['run_id']}", "-p", "warning")
     assert told == f"run={row['run_id']} claim=1 job={row['job_id']} failed exit_nonzero\n"
+
+
+def test_of_a_flood_of_output_nothing_is_lost(place: Place) -> None:
+    row = place.ended("--", "seq", "1", "60000")
+    said = place.carol("logs", str(row["run_id"]))["text"].splitlines()
+    assert (len(said), said[-1]) == (60000, "60000")
+
+
+def test_a_store_of_the_same_user_with_a_run_of_the_same_number_is_another_matter(place: Place) -> None:
+    run_id = place.launch("--", "sh", "-c", "echo of the one; exec sleep 60")
+    place.until(run_id, "running")
+    other = Place(place.machine, ENV | {"CAROL_DATA_DIR": OTHER})
+    job_id = other.job("--", "true")
+    # As far as another store may have come.
+    next_one = f"INSERT OR REPLACE INTO sqlite_sequence (name, seq) VALUES ('runs', {run_id - 1})"
+    code = f"import sqlite3, sys; db = sqlite3.connect('{OTHER}/scheduler.db'); db.execute(sys.argv[1]); db.commit()"
+    place.machine.run(PYTHON, "-I", "-c", code, next_one)
+    done = place.machine.run(CAROL, "run-job", job_id, env=other.env)
+    assert "is another data home's just now" in done.stderr
+    assert other.run(run_id)["status"] == "claimed"
+    assert "of the one" not in str(other.carol("logs", str(run_id), check=False))
+    started = f"UPDATE runs SET status = 'running', started_at = queued_at, unit = '{unit(run_id)}'"
+    place.machine.run(PYTHON, "-I", "-c", code, started)
+    assert other.carol("monitor")[0]["liveness"] == "unknown"
+    other.carol("cancel-run", str(run_id))
+    assert place.carol("logs", str(run_id))["text"] == "of the one\n"
+    assert place.run(run_id)["status"] == "running"
+    place.carol("cancel-run", str(run_id))
+    place.until(run_id, "cancelled")
 
 
 def test_logs_follow_a_run_to_its_end(place: Place) -> None:
@@ -505,6 +612,13 @@ def test_the_same_ends_are_recorded_under_the_manager_of_a_user(lingering: Place
         143,
     )
     assert lingering.ended("--run-as", "root", "--", "true")["failure_reason"] == "launch_failed"
+
+
+def test_http_runs_of_a_user_share_a_unit_of_that_users_manager(lingering: Place, endpoint: str) -> None:
+    one, other = _calls(lingering, endpoint, "0", "0.5")
+    rows = [lingering.until(run_id, "completed", "failed") for run_id in (one, other)]
+    assert [(row["status"], row["turn_count"]) for row in rows] == [("completed", len("four"))] * 2
+    assert rows[0]["unit"] == rows[1]["unit"] == f"carolctl-http-{one}-1.service"
 
 
 def test_root_does_not_take_the_runs_of_a_user_for_dead(lingering: Place) -> None:

@@ -261,8 +261,8 @@ def test_the_chain_of_an_ordinary_user_from_the_timer_to_the_end_of_the_run(agen
     agent.machine.write(f"{USER_UNITS}/carolctl-tick.timer.d/5s.conf", every_5_s)
     agent.systemctl("daemon-reload")
     agent.systemctl("restart", "carolctl-tick.timer")
-    # The journal learns whose line it is from a process that still lives.
-    agent.add("mine", "--at", soon(agent), "--", "sh", "-c", "id -u; sleep 0.5")
+    # The journal learns whose line it is from the process that wrote it, if that still lives.
+    agent.add("mine", "--at", soon(agent), "--", "sh", "-c", "echo $(id -u); sleep 0.5")
     row = agent.ended("mine")
     assert (row["status"], row["source"]) == ("completed", "scheduled")
     assert str(UID) in agent.machine.journal(f"_SYSTEMD_USER_UNIT={row['unit']}").split("\n")

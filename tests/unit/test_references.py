@@ -9,7 +9,7 @@ import pytest
 
 from carolctl import lockguard, references
 from carolctl.errors import BadConfig, Exit
-from carolctl.references import Resolver, redact
+from carolctl.references import Resolver, redact, variables
 
 
 @pytest.fixture
@@ -143,3 +143,14 @@ def test_a_resolver_redacts_what_it_gave_out(resolver: Resolver) -> None:
     assert resolver.redact("s3cret-token") == "s3cret-token"
     resolver.resolve("${env:TOKEN}")
     assert resolver.redact("said s3cret-token twice: s3cret-token") == "said [redacted] twice: [redacted]"
+
+
+def test_the_variables_of_a_document_are_found_without_a_look_at_their_values() -> None:
+    document = {
+        "a": ["x ${env:ONE}", {"b": "${env:TWO}${file:/etc/x}"}],
+        "c": "$${env:NOT}",
+        "d": 1,
+        "e": None,
+    }
+    assert variables(document) == {"ONE", "TWO"}
+    assert variables([]) == set()

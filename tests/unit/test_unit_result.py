@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from carolctl.launch.unit_result import UnitEnd, exit_status, judge
+from carolctl.launch.unit_result import UnitEnd, exit_status, has_run_out, judge
 from carolctl.model import FailureClass
 
 
@@ -101,6 +101,28 @@ def test_a_unit_that_its_start_hook_turned_away_changes_nothing() -> None:
 )
 def test_an_exit_status_is_as_a_shell_has_it(code: str, status: str, expected: int | None) -> None:
     assert exit_status(code, status) == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "ended", "expected"),
+    [
+        ("3s", 3_000_000, True),
+        ("3s", 2_999_999, False),
+        ("59.999s", 59_999_000, True),
+        ("1min 40s", 100_000_000, True),
+        ("1min 40s", 99_000_000, False),
+        ("1d 2h 500ms", 93_600_499_999, False),
+        ("1month", 2_629_800_000_000, True),
+        ("infinity", 5, None),
+        ("", 5, None),
+        ("3s", -7, None),
+    ],
+)
+def test_whether_a_command_was_ended_at_its_time_is_told_by_the_managers_own_clock(
+    most: str, ended: int, expected: bool | None
+) -> None:
+    shown = {"ActiveEnterTimestampMonotonic": "7", "ExecMainExitTimestampMonotonic": str(ended + 7)}
+    assert has_run_out(shown | {"RuntimeMaxUSec": most}) is expected
 
 
 def test_a_command_that_was_never_executed_says_what_stood_in_its_way() -> None:
