@@ -20,11 +20,10 @@ from carolctl.event_values import MAX_BYTES, is_event_id
 from carolctl.lockguard import require_unlocked
 from carolctl.notices import warn
 
-MOST = 500
-"""Events that are taken home at the end of one run: the hook that does it has little time."""
-
 _MOST_NAMES = 20_000
-_MOST_BYTES = 8 * 1024 * 1024
+_MOST_BYTES = 64 * 1024 * 1024
+"""The end of a longer log is read: the newest events count most."""
+
 _NAME = re.compile(r"event-[A-Za-z0-9._-]{1,80}\.json")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -32,40 +31,49 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def bring_home(folder: str, run_id: int) -> int:
     """Copy the events of `run_id` from ``spool/new`` in `folder` to our spool, durably; how many."""
     require_unlocked("bringing events home")
+    told = _found(folder, run_id)
+    if not told:
+        return 0
+    # One log and one sync for all of them: a slow disk would take the hook's time for the end itself.
+    name = f"events-{time.time_ns()}-{os.getpid()}@0.jsonl"
+    try:
+        spool_write.put(name, b"".join(told.values()))
+    except OSError as trouble:
+        warn(
+            f"run {run_id}: {len(told)} events of it are lost: the spool does not take them: {trouble.strerror}"
+        )
+        return 0
+    return len(told)
+
+
+def _found(folder: str, run_id: int) -> dict[str, bytes]:
+    """The events about the run by their ids, each as a line."""
     descriptors: list[int] = []
     try:
         for name in (folder, "spool", "new"):
             descriptors.append(os.open(name, _FOLDER, dir_fd=descriptors[-1] if descriptors else None))
         uid = os.fstat(descriptors[0]).st_uid
-        return _copy(descriptors[-1], uid, run_id)
+        texts = _texts(descriptors[-1], uid, run_id)
     except OSError:
         # No such folder: it emitted nothing. A link in its place is not ours to follow.
-        return 0
+        return {}
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+    return dict(event for text in texts if (event := _event(text, run_id)) is not None)
 
 
-def _copy(folder: int, uid: int, run_id: int) -> int:
+def _texts(folder: int, uid: int, run_id: int) -> list[bytes]:
+    """The lines of its log, and its files of one event each."""
     names = sorted(name for name in islice(os.listdir(folder), _MOST_NAMES) if _NAME.fullmatch(name))
-    documents = [*_lines(folder, uid), *(_read(folder, name, uid, MAX_BYTES) for name in names[: MOST + 1])]
-    told = dict(event for text in documents if (event := _event(text, run_id)) is not None)
-    if len(told) > MOST:
-        warn(f"run {run_id} left more than {MOST} events, of which {MOST} are taken in")
-    if told:
-        # One log and one sync for all of them: a slow disk would take the hook's time for the end itself.
-        lines = b"".join(islice(told.values(), MOST))
-        spool_write.put(f"events-{time.time_ns()}-{os.getpid()}@0.jsonl", lines)
-    return min(len(told), MOST)
-
-
-def _lines(folder: int, uid: int) -> list[bytes]:
-    """The events in its log."""
-    return _read(folder, LIVE, uid, _MOST_BYTES).splitlines()[: 2 * MOST + 2]
+    log = _read(folder, LIVE, uid, _MOST_BYTES)
+    if len(log) == _MOST_BYTES or len(names) == _MOST_NAMES:
+        warn(f"run {run_id} left more events than are taken in")
+    return [*log.splitlines(), *(_read(folder, name, uid, MAX_BYTES) for name in names)]
 
 
 def _read(folder: int, name: str, uid: int, most: int) -> bytes:
-    """A plain file of `uid`, up to `most` bytes; nothing, where it is something else."""
+    """The last bytes of a plain file of `uid`, at most `most`; nothing, where it is something else."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=folder)
@@ -74,6 +82,7 @@ def _read(folder: int, name: str, uid: int, most: int) -> bytes:
     with open(descriptor, "rb") as file:
         facts = os.fstat(descriptor)
         plain = stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_uid == uid
+        file.seek(max(0, facts.st_size - most))
         return file.read(most) if plain else b""
 
 

@@ -51,12 +51,13 @@ def finish(run_id: int, claim_no: int, told: str) -> None:
     unit = run_unit(run_id, claim_no)
     store, run = _look(run_id)
     handover.take(unit, places.data_home())
-    if store is not None and not (run and run.claim_no == claim_no and run.status in ("claimed", "running")):
-        return
     if told != places.data_home():
         from carolctl.foreign_spool import bring_home
 
+        # Also those of a run that has ended already: it was told that they are stored.
         bring_home(told, run_id)
+    if store is not None and not (run and run.claim_no == claim_no and run.status in ("claimed", "running")):
+        return
     end = _end_of(unit, run)
     result = take_result(result_file(run_id, claim_no, told))
     ended = judge(end, result.failure_reason)

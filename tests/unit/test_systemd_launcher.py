@@ -560,11 +560,38 @@ def test_many_events_are_brought_home_in_one_file(
     monkeypatch.setenv("CAROL_DATA_DIR", str(home))
     away = tmp_path / "away" / "spool" / "new"
     away.mkdir(parents=True)
-    for n in range(foreign_spool.MOST + 5):
+    for n in range(600):
         (away / f"event-{n}.json").write_text(_event(5, f"e{n}").replace(",", ",\n"))
-    assert foreign_spool.bring_home(str(tmp_path / "away"), 5) == foreign_spool.MOST
+    assert foreign_spool.bring_home(str(tmp_path / "away"), 5) == 600
     [log] = (home / "spool" / "new").iterdir()
-    assert len(log.read_text().splitlines()) == foreign_spool.MOST
+    assert len(log.read_text().splitlines()) == 600
+
+
+def test_of_a_log_too_long_to_be_read_whole_the_end_is_taken(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CAROL_DATA_DIR", str(home))
+    monkeypatch.setattr(foreign_spool, "_MOST_BYTES", 1000)
+    away = tmp_path / "away" / "spool" / "new"
+    away.mkdir(parents=True)
+    (away / "events.jsonl").write_text("".join(f"{_event(5, f'e{n}')}\n" for n in range(100)))
+    assert 5 < foreign_spool.bring_home(str(tmp_path / "away"), 5) < 20
+    [log] = (home / "spool" / "new").iterdir()
+    assert json.loads(log.read_text().splitlines()[-1])["event_id"] == "e99"
+    assert "more events than are taken in" in capsys.readouterr().err
+
+
+def test_events_that_our_spool_does_not_take_are_said_to_be_lost(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CAROL_DATA_DIR", str(home))
+    (home / "spool").mkdir(parents=True)
+    (home / "spool" / "tmp").write_text("no folder")
+    away = tmp_path / "away" / "spool" / "new"
+    away.mkdir(parents=True)
+    (away / "event-a.json").write_text(_event(5, "a"))
+    assert foreign_spool.bring_home(str(tmp_path / "away"), 5) == 0
+    assert "1 events of it are lost" in capsys.readouterr().err
 
 
 def test_a_link_in_place_of_the_spool_is_not_followed(
