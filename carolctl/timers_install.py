@@ -107,7 +107,8 @@ def _is_roots_alone(folder: str) -> bool:
         # Made along with the data home.
         return True
     # In a sticky folder nobody takes away what is another's.
-    return facts.st_uid == 0 and (not facts.st_mode & 0o022 or bool(facts.st_mode & stat.S_ISVTX))
+    is_open = facts.st_mode & (0o022 if facts.st_gid else 0o002) and not facts.st_mode & stat.S_ISVTX
+    return facts.st_uid == 0 and not is_open
 
 
 def rehearse(layout: Layout) -> Installation:

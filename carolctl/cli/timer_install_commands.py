@@ -12,7 +12,7 @@ from carolctl import config, places
 from carolctl.cli.app import application
 from carolctl.cli.options import Json, PlannerDb, help_epilog
 from carolctl.cli.output import print_json, print_lines
-from carolctl.errors import BadConfig, CarolError, NotPermitted, Refused, UsageError
+from carolctl.errors import BadConfig, CarolError, NotPermitted, Refused, StoreBusy, UsageError
 from carolctl.notices import warn
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ def _jobs_in(db: str) -> int:
         return 0
     try:
         return look(db, lambda tx: len(tx.jobs()), deadline_ms=config.busy_timeout_ms(os.environ, warn))
+    except StoreBusy:
+        raise
     except CarolError:
         # Not one of ours, or of another version: nothing that a tick would fire.
         return 0
