@@ -85,7 +85,9 @@ def backups(evidence: Evidence) -> Finding:
     scope = _scope()
     if scope is None:
         return _nothing()
-    made = _newest_backup_ms()
+    # Of the units' own store, whichever one is examined.
+    home = installed_units.setting(scope, "CAROL_DATA_DIR") or places.data_home()
+    made = _newest_backup_ms(os.path.join(home, "backups"))
     # A new installation has not had a night yet.
     since = made or _modified_ms(os.path.join(installed_units.folder(scope), _NIGHTLY))
     age = max(0, evidence.place.now - since) if since else 0
@@ -97,8 +99,7 @@ def backups(evidence: Evidence) -> Finding:
     return warn(detail, f"journalctl {option}={_NIGHTLY} says why; carolctl backup makes one", **figures)
 
 
-def _newest_backup_ms() -> Millis | None:
-    folder = os.path.join(places.data_home(), "backups")
+def _newest_backup_ms(folder: str) -> Millis | None:
     try:
         names = [name for name in os.listdir(folder) if name.startswith("carolctl-") and name.endswith(".db")]
     except OSError:

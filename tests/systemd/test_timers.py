@@ -378,8 +378,11 @@ def test_uninstalling_leaves_nothing_behind_but_what_runs(who: str, request: pyt
     folder = UNITS if who == "root" else USER_UNITS
     desk.add("last", "--manual", "--", "sleep", "2")
     desk.carol("run-job", "last")
-    removal = desk.carol("uninstall-timers")
-    assert (len(removal["removed"]), removal["data_home"]) == (8, HOME if who == "root" else USER_HOME)
+    told = desk.machine.run(CAROL, "uninstall-timers", user=desk.user).stdout
+    assert f"{folder}: 8 removed\n" in told
+    assert f"data home {HOME if who == 'root' else USER_HOME} stays" in told
+    moved = "commands use /root/.local/state/carolctl from now on" in told
+    assert moved == (who == "root"), "a user's commands look where the units did"
     desk.machine.run("rm", "-rf", f"{folder}/carolctl-tick.timer.d")
     assert desk.machine.run("find", folder, "-name", "*carolctl*").stdout == ""
     listed = desk.systemctl("list-unit-files", "--no-legend", "carolctl*").splitlines()
