@@ -92,12 +92,21 @@ def refuse_unsafe(scope: Scope, home: str) -> None:
                 raise BadConfig(f"{home} could be replaced by whoever may write {folder}", hint=hint)
 
 
-def _above(home: str) -> Iterator[str]:
+def replaceable(layout: Layout) -> str | None:
+    """A folder by way of which another user could replace what root's units run; None if there is none."""
+    if layout.scope == "user":
+        return None
+    programs = (layout.python, os.path.realpath(layout.python), layout.package)
+    folders = (folder for path in programs for folder in _above(path))
+    return next((folder for folder in folders if not _is_roots_alone(folder)), None)
+
+
+def _above(path: str) -> Iterator[str]:
     """Every folder above, by the path as it is given and by the one that it leads to."""
-    for path in {home, os.path.realpath(home)}:
-        while path != "/":
-            path = os.path.dirname(path)
-            yield path
+    for below in {path, os.path.realpath(path)}:
+        while below != "/":
+            below = os.path.dirname(below)
+            yield below
 
 
 def _is_roots_alone(folder: str) -> bool:

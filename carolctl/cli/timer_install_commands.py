@@ -65,6 +65,8 @@ def install_timers(
         _refuse_to_leave_jobs(layout, data_dir)
         report = verb.install(layout, lambda: _make_store(layout))
     _warn_of_planner(layout)
+    if folder := verb.replaceable(layout):
+        warn(f"whoever may write {folder} decides what root runs: install carolctl below /opt instead")
     print_json(asdict(report)) if as_json else print_lines(_told(report))
 
 

@@ -294,6 +294,17 @@ def test_a_data_home_that_somebody_else_could_replace_is_refused_for_the_system(
     timers_install.refuse_unsafe("system", home)
 
 
+@needs_root
+def test_a_program_that_another_user_could_replace_is_found(tmp_path: Path) -> None:
+    python = tmp_path / "theirs/bin/python"
+    python.parent.mkdir(parents=True)
+    chosen = layout(python=str(python))
+    assert timers_install.replaceable(chosen) is None
+    os.chown(tmp_path / "theirs", 7, 7)
+    assert timers_install.replaceable(chosen) == str(tmp_path / "theirs")
+    assert timers_install.replaceable(layout("user", python=str(python))) is None
+
+
 def test_a_tick_unit_that_is_not_ours_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = _user_units(tmp_path, monkeypatch)
     (folder / installed_units.TICK).write_text('[Service]\nEnvironment="CAROL_DATA_DIR=/srv/x"\n')
