@@ -37,6 +37,7 @@ CHECKS: dict[str, Callable[[Evidence], Finding]] = {
     "units": units.units,
     "timers": units.timers,
     "linger": units.linger,
+    "backups": units.backups,
     "pause": work.pause,
     "jobs": work.jobs,
     "owners": work.owners,

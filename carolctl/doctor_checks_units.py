@@ -8,14 +8,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from carolctl import installed_units, places, service_calls, timers_install, unit_files
+from carolctl import clock, installed_units, places, service_calls, timers_install, unit_files
 from carolctl.doctor_checks import Evidence, Finding, age_words, fail, named, ok, skipped, warn
 from carolctl.errors import CarolError
+from carolctl.model import Millis
 from carolctl.unit_files import ENABLED, Scope
 
 _AGAIN = "carolctl install-timers"
 _TIMER = "carolctl-tick.timer"
 _LATE_MS = 90_000
+_NIGHTLY = "carolctl-nightly.service"
+#: Two nights, and what a timer may be late.
+_OLD_BACKUP_MS = 50 * 3_600_000
 _COARSE_USEC = 1_000_000
 _BOOTED = "/run/systemd/system"
 
@@ -30,9 +34,13 @@ def units(_: Evidence) -> Finding:
         wanted = unit_files.render(timers_install.planned(scope))
     except CarolError as problem:
         return fail(problem.message, problem.hint)
+    in_the_way = unit_files.foreign(scope)
     missing = [name for name in wanted if name not in there]
     other = [name for name in there if wanted.get(name) != there[name]]
-    figures = {"scope": scope, "missing": missing, "different": other}
+    figures = {"scope": scope, "missing": missing, "different": other, "foreign": in_the_way}
+    if in_the_way:
+        detail = f"not made by carolctl, where its own belong: {named(in_the_way)}"
+        return fail(detail, f"move them away, then {_AGAIN}", **figures)
     if missing:
         return fail(f"missing: {named(missing)}", _AGAIN, **figures)
     if other:
@@ -70,6 +78,41 @@ def linger(_: Evidence) -> Finding:
     if service_calls.lingers(os.geteuid()):
         return ok("the timers run without a login")
     return warn("the timers, and the jobs, stop when you log out", "loginctl enable-linger")
+
+
+def backups(evidence: Evidence) -> Finding:
+    """Whether the nightly backup has been getting through, where it is installed."""
+    scope = _scope()
+    if scope is None:
+        return _nothing()
+    # Of the units' own store, whichever one is examined.
+    home = installed_units.setting(scope, "CAROL_DATA_DIR") or places.data_home()
+    made = _newest_backup_ms(os.path.join(home, "backups"))
+    # A new installation has not had a night yet.
+    since = made or _modified_ms(os.path.join(installed_units.folder(scope), _NIGHTLY))
+    age = max(0, evidence.place.now - since) if since else 0
+    detail = f"the newest was made {age_words(age)} ago" if made else "there is none yet"
+    figures = {"newest": clock.iso(made), "age_sec": age // 1000 if made else None}
+    if age <= _OLD_BACKUP_MS:
+        return ok(detail, **figures)
+    option = "--user-unit" if scope == "user" else "--unit"
+    return warn(detail, f"journalctl {option}={_NIGHTLY} says why; carolctl backup makes one", **figures)
+
+
+def _newest_backup_ms(folder: str) -> Millis | None:
+    try:
+        names = [name for name in os.listdir(folder) if name.startswith("carolctl-") and name.endswith(".db")]
+    except OSError:
+        return None
+    moments = [moment for name in names if (moment := _modified_ms(os.path.join(folder, name)))]
+    return max(moments, default=None)
+
+
+def _modified_ms(path: str) -> Millis | None:
+    try:
+        return Millis(round(os.stat(path).st_mtime * 1000))
+    except OSError:
+        return None
 
 
 def _heard(evidence: Evidence, figures: dict[str, object]) -> Finding:

@@ -10,6 +10,7 @@ from functools import partial, wraps
 from carolctl import clock, global_pause, launch, places
 from carolctl.doctor_checks import Evidence, Finding, Snapshot, age_words, fail, named, ok, skipped, warn
 from carolctl.store.examine import look, tables_of
+from carolctl.store.side_files import owned_by_others
 
 _LATE_MS = 90_000
 _DEAD_MS = 600_000
@@ -176,17 +177,27 @@ def planner(evidence: Evidence) -> Finding:
     path = evidence.place.planner_db
     if path is None:
         return skipped("none is set (CAROL_PLANNER_DB)")
+    # Before it is opened: root's SQLite gives them back by that.
+    stuck = owned_by_others(path)
     tables = tables_of(path, deadline_ms=_PLANNER_DEADLINE_MS)
     if "droid_runs" not in tables:
         return fail("it has no table droid_runs", "is it the right database?", tables=len(tables))
-    return ok("it can be read", tables=len(tables))
+    if stuck:
+        detail = f"its owner may be unable to write: not theirs are {named(stuck)}"
+        return fail(detail, f"chown --reference={path} {' '.join(stuck)}", tables=len(tables), stuck=stuck)
+    return ok("it can be read", tables=len(tables), stuck=[])
 
 
 @_of_the_store
 def ledger(evidence: Evidence, snapshot: Snapshot) -> Finding:
     """Runs whose present state has not reached the legacy ledger."""
-    if evidence.place.planner_db is None:
+    if evidence.place.planner_db is None and not snapshot.pending:
         return skipped("runs are not mirrored: no planner database is set")
+    if evidence.place.planner_db is None:
+        detail = f"{snapshot.pending} runs are marked for a planner database, and none is set"
+        return warn(
+            detail, "carolctl install-timers --planner-db PATH, or CAROL_PLANNER_DB", pending=snapshot.pending
+        )
     since = snapshot.oldest_pending
     age = 0 if since is None else evidence.place.now - since
     figures = {"pending": snapshot.pending, "oldest_sec": age // 1000}

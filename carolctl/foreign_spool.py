@@ -82,8 +82,10 @@ def _read(folder: int, name: str, uid: int, most: int) -> bytes:
     with open(descriptor, "rb") as file:
         facts = os.fstat(descriptor)
         plain = stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_uid == uid
+        if not plain:
+            return b""
         file.seek(max(0, facts.st_size - most))
-        return file.read(most) if plain else b""
+        return file.read(most)
 
 
 def _event(text: bytes, run_id: int) -> tuple[str, bytes] | None:

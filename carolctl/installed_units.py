@@ -22,13 +22,25 @@ def folder(scope: str) -> str:
 def data_home() -> str | None:
     """The data home of the tick unit whose timers serve this user; None if there is none.
 
-    Those of the system, unless they are somebody else's; for an ordinary user their own come first.
+    Those of the system, unless they are somebody else's; for an ordinary user their own come first. It need not be
+    there: where it was lost, nothing else may stand in for it.
     """
-    for scope in ("system", "user") if os.geteuid() == 0 else ("user", "system"):
+    return _serving()[1]
+
+
+def planner_db() -> str | None:
+    """The planner database of that same unit, if it has one."""
+    scope, _ = _serving()
+    return setting(scope, "CAROL_PLANNER_DB") if scope else None
+
+
+def _serving() -> tuple[str, str | None]:
+    is_root = os.geteuid() == 0
+    for scope in ("system", "user") if is_root else ("user", "system"):
         found = setting(scope, "CAROL_DATA_DIR")
-        if found and (scope == "user" or os.access(found, os.W_OK)):
-            return found
-    return None
+        if found and (scope == "user" or is_root or os.access(found, os.W_OK)):
+            return scope, found
+    return "", None
 
 
 def setting(scope: str, name: str) -> str | None:

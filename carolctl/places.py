@@ -36,8 +36,14 @@ def scheduler_db() -> str:
 
 
 def planner_db() -> str | None:
-    """``CAROL_PLANNER_DB``: the legacy planner database, or None."""
+    """The legacy planner database, or None: ``CAROL_PLANNER_DB``, where an empty one means none, else the installed
+    units'. Whoever names a data home or a job store of their own does not mean that one.
+    """
     chosen = os.environ.get("CAROL_PLANNER_DB")
+    if chosen is None and not (os.environ.get("CAROL_DATA_DIR") or os.environ.get("CAROL_SCHEDULER_DB")):
+        from carolctl import installed_units
+
+        chosen = installed_units.planner_db()
     return os.path.abspath(chosen) if chosen else None
 
 

@@ -31,13 +31,13 @@ class Session:
 def open_session(db: str | None = None, *, create: bool = False, planner_db: str | None = None) -> Session:
     """Read the clock and open the job store (`db`, else the environment's); see `open_store` for the errors.
 
-    An explicit `db` or `planner_db` is put into the environment, so that a run that is launched from here finds
-    the same store, and mirrors into the same ledger.
+    An explicit `db` or `planner_db` (empty: none) is put into the environment, so that a run that is launched from
+    here finds the same store, and mirrors into the same ledger.
     """
     if db:
         os.environ["CAROL_SCHEDULER_DB"] = os.path.abspath(db)
-    if planner_db:
-        os.environ["CAROL_PLANNER_DB"] = os.path.abspath(planner_db)
+    if planner_db is not None:
+        os.environ["CAROL_PLANNER_DB"] = os.path.abspath(planner_db) if planner_db else ""
     now = clock.now()
     store = open_store(
         places.scheduler_db(),

@@ -7,14 +7,19 @@ Nothing is written unless everything can be: files of somebody else's under our 
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from carolctl import installed_units, service_calls, unit_files
 from carolctl.errors import BadConfig, Refused, Unavailable
 from carolctl.lockguard import require_unlocked
+from carolctl.store.side_files import is_foreign
 from carolctl.unit_files import ENABLED, Layout, Scope
+
+SYSTEM_HOME = "/var/lib/carolctl"
+"""The data home of the system's units, unless another one is chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +43,12 @@ class Installation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """What was taken away, and files under our names that are somebody else's and stay."""
+    """What was taken away; the data home, and files under our names that are somebody else's, stay."""
 
     scope: Scope
     folder: str
+    #: The one that the units named; None where there were none.
+    data_home: str | None
     removed: list[str]
     left_alone: list[str]
 
@@ -51,25 +58,66 @@ def planned(
 ) -> Layout:
     """The layout that is asked for; what is not said stays as it is installed, then `fallback`, then the default.
 
-    Raises `BadConfig` for what units could not use.
+    An empty `planner_db` means none. Raises `BadConfig` for what units could not use, or not safely.
     """
-    home = data_home or installed_units.setting(scope, "CAROL_DATA_DIR") or fallback or "/var/lib/carolctl"
-    planner = planner_db or installed_units.setting(scope, "CAROL_PLANNER_DB")
-    planner = os.path.abspath(planner) if planner else None
+    home = data_home or installed_units.setting(scope, "CAROL_DATA_DIR") or fallback or SYSTEM_HOME
+    if planner_db is None:
+        planner_db = installed_units.setting(scope, "CAROL_PLANNER_DB")
+    planner = os.path.abspath(planner_db) if planner_db else None
     layout = Layout(
         scope=scope,
         data_home=os.path.abspath(home),
         planner_db=planner,
-        planner_is_foreign=planner is not None and _is_foreign(planner),
+        planner_is_foreign=scope == "system" and planner is not None and _is_foreign(planner),
         kernel_log_is_file=os.path.isfile("/proc/kmsg"),
     )
     unit_files.check(layout)
-    if os.path.isdir(layout.data_home) and os.stat(layout.data_home).st_uid != os.geteuid():
-        raise BadConfig(
-            f"{layout.data_home} belongs to user {os.stat(layout.data_home).st_uid}",
-            hint="install the timers as that user, with --user, or chown it",
-        )
+    refuse_unsafe(scope, layout.data_home)
     return layout
+
+
+def refuse_unsafe(scope: Scope, home: str) -> None:
+    """Raise `BadConfig` for a data home that is, or could be made, somebody else's: a tick runs what is in it."""
+    if os.path.isdir(home):
+        facts = os.stat(home)
+        if facts.st_uid != os.geteuid():
+            hint = "install the timers as that user, with --user, or chown it"
+            raise BadConfig(f"{home} belongs to user {facts.st_uid}", hint=hint)
+        if facts.st_mode & 0o022:
+            raise BadConfig(f"{home} may be written by other users", hint=f"chmod 700 {home}")
+    if scope == "system":
+        for folder in _above(home):
+            if not _is_roots_alone(folder):
+                hint = "choose a data home below folders of root's: --data-dir /var/lib/carolctl"
+                raise BadConfig(f"{home} could be replaced by whoever may write {folder}", hint=hint)
+
+
+def replaceable(layout: Layout) -> str | None:
+    """A folder by way of which another user could replace what root's units run; None if there is none."""
+    if layout.scope == "user":
+        return None
+    programs = (layout.python, os.path.realpath(layout.python), layout.package)
+    folders = (folder for path in programs for folder in _above(path))
+    return next((folder for folder in folders if not _is_roots_alone(folder)), None)
+
+
+def _above(path: str) -> Iterator[str]:
+    """Every folder above, by the path as it is given and by the one that it leads to."""
+    for below in {path, os.path.realpath(path)}:
+        while below != "/":
+            below = os.path.dirname(below)
+            yield below
+
+
+def _is_roots_alone(folder: str) -> bool:
+    try:
+        facts = os.stat(folder)
+    except FileNotFoundError:
+        # Made along with the data home.
+        return True
+    # In a sticky folder nobody takes away what is another's.
+    is_open = facts.st_mode & (0o022 if facts.st_gid else 0o002) and not facts.st_mode & stat.S_ISVTX
+    return facts.st_uid == 0 and not is_open
 
 
 def rehearse(layout: Layout) -> Installation:
@@ -79,11 +127,11 @@ def rehearse(layout: Layout) -> Installation:
     return _report(layout, files, dry_run=True)
 
 
-def install(layout: Layout) -> Installation:
-    """Put the units in place, switch them on and start them; the data home is there already.
+def install(layout: Layout, make_home: Callable[[], object]) -> Installation:
+    """Put the units in place, switch them on and start them; `make_home` makes the data home that they need.
 
     Raises `Unavailable` without a service manager, `Refused` when files of somebody else's are in the way or the
-    units are not accepted.
+    units are not accepted: then nothing was made.
     """
     require_unlocked("installing units")
     scope = layout.scope
@@ -92,6 +140,7 @@ def install(layout: Layout) -> Installation:
     files = unit_files.render(layout)
     _refuse_foreign(scope)
     _verify(scope, files)
+    make_home()
     report = _report(layout, files, dry_run=False)
     folder = installed_units.folder(scope)
     os.makedirs(folder, exist_ok=True)
@@ -110,7 +159,7 @@ def uninstall(scope: Scope) -> Removal:
     """Switch off and delete what is ours. Runs under way, the data home and drop-ins stay."""
     require_unlocked("removing units")
     ours, folder = sorted(unit_files.installed(scope)), installed_units.folder(scope)
-    left = unit_files.foreign(scope)
+    left, home = unit_files.foreign(scope), installed_units.setting(scope, "CAROL_DATA_DIR")
     if ours:
         if not service_calls.answers(scope):
             raise Unavailable(f"no {scope} service manager answers", hint=service_calls.hint(scope))
@@ -119,7 +168,7 @@ def uninstall(scope: Scope) -> Removal:
         service_calls.demand(scope, "daemon-reload")
         # Not the slice, in which jobs may be running; of the rest no failure is to be remembered.
         service_calls.systemctl(scope, "reset-failed", *(name for name in ours if "@" not in name))
-    return Removal(scope=scope, folder=folder, removed=ours, left_alone=left)
+    return Removal(scope=scope, folder=folder, data_home=home, removed=ours, left_alone=left)
 
 
 def _report(layout: Layout, files: Mapping[str, str], *, dry_run: bool) -> Installation:
@@ -191,10 +240,10 @@ def _write(path: str, text: str) -> None:
 
 
 def _is_foreign(planner: str) -> bool:
-    """Whether root would need a capability to write it, or the files beside it."""
+    """Whether root would need a capability to write it, or to leave its owner the files beside it."""
     for path in (planner, os.path.dirname(planner)):
         try:
-            if os.stat(path).st_uid != 0:
+            if is_foreign(os.stat(path)):
                 return True
         except OSError:
             continue

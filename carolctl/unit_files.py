@@ -40,7 +40,7 @@ class Layout:
     planner_db: str | None = None
     python: str = os.path.abspath(sys.executable)
     package: str = os.path.dirname(os.path.abspath(__file__))
-    #: Root needs a capability to write what belongs to somebody else.
+    #: Root needs capabilities to write what belongs to somebody else, and to leave them what it makes beside it.
     planner_is_foreign: bool = False
     #: Whether a user's manager can hide the kernel's log.
     kernel_log_is_file: bool = True
@@ -70,7 +70,7 @@ def render(layout: Layout) -> dict[str, str]:
         "ENVIRONMENT": "\n".join(_environment(layout)),
         "SPOOL": os.path.join(layout.data_home, "spool", "new").replace("%", "%%"),
         "PATHS": "\n".join(_reach(layout)),
-        "CAPABILITIES": "CAP_DAC_OVERRIDE" if layout.planner_is_foreign else "",
+        **_of_planner(layout),
         "KERNEL_LOGS": "yes" if layout.scope == "system" or layout.kernel_log_is_file else "no",
     }
     hardening = _shipped("hardening.conf")
@@ -84,6 +84,20 @@ def _filled(text: str, scope: Scope, values: Mapping[str, str]) -> str:
     other = "@user@" if scope == "system" else "@system@"
     lines = [line.removeprefix(f"@{scope}@") for line in text.split("\n") if not line.startswith(other)]
     return re.sub("@([A-Z_]+)@", lambda found: values[found[1]], "\n".join(lines))
+
+
+def _of_planner(layout: Layout) -> dict[str, str]:
+    """What a planner database of another user relaxes, and what is closed for it."""
+    if not layout.planner_is_foreign:
+        return {"CAPABILITIES": "", "GIVING": "", "FAMILIES": "AF_UNIX AF_INET AF_INET6"}
+    giving = (
+        "# What SQLite makes beside the planner database becomes its owner's, who could not write otherwise."
+    )
+    return {
+        "CAPABILITIES": "CAP_DAC_OVERRIDE CAP_CHOWN",
+        "GIVING": f"{giving}\nSystemCallFilter=fchown\n",
+        "FAMILIES": "AF_UNIX",
+    }
 
 
 def _environment(layout: Layout) -> Iterator[str]:
@@ -109,6 +123,9 @@ def _reach(layout: Layout) -> Iterator[str]:
         yield "ProtectHome=read-only"
     elif any(_below(path, home) for path in layout.paths() for home in _HOMES):
         yield '# Not "yes", since something of ours lies in a home folder.'
+        yield "ProtectHome=read-only"
+    elif layout.planner_is_foreign:
+        yield '# Not "yes": with CAP_DAC_OVERRIDE the hidden looks missing, and jobs with files in a home are refused.'
         yield "ProtectHome=read-only"
     else:
         yield "# Relax it to read-only if the interpreter, the data home or the planner database lies in a home folder."

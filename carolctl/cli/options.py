@@ -13,7 +13,11 @@ Db = Annotated[
 ]
 PlannerDb = Annotated[
     str | None,
-    typer.Option("--planner-db", metavar="PATH", help="Legacy planner database [CAROL_PLANNER_DB]"),
+    typer.Option(
+        "--planner-db",
+        metavar="PATH",
+        help="Legacy planner database, '' for none [CAROL_PLANNER_DB; as installed]",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id")]

@@ -150,10 +150,14 @@ def logs(
     text = "" if going_on else run_output.whole(run)
     if not (paths or text or going_on or (units and run.status in LIVE)):
         raise NotFound(f"run {run_id} left no output", hint=f"carolctl show-run {run_id}")
-    if as_json:
-        print_json({"run_id": run_id, "logs": paths, "units": units, "text": text or run_output.whole(run)})
-        return Exit.OK
     look = partial(_existing_run, session, run_id)
+    if as_json:
+        # One document, so with --follow it comes at the end.
+        text = "".join(run_output.chunks(look, follow=True)) if going_on else text or run_output.whole(run)
+        run = look()
+        paths, units = run_view.log_paths(run), run_output.units(run)
+        print_json({"run_id": run_id, "logs": paths, "units": units, "text": text})
+        return Exit.OK
     for chunk in run_output.chunks(look, follow=True) if going_on else [text]:
         sys.stdout.write(chunk if raw else "".join(_spelled_out(line) + "\n" for line in chunk.splitlines()))
         sys.stdout.flush()

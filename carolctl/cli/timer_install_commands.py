@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from carolctl import places
+from carolctl import config, places
 from carolctl.cli.app import application
 from carolctl.cli.options import Json, PlannerDb, help_epilog
 from carolctl.cli.output import print_json, print_lines
-from carolctl.errors import BadConfig, NotPermitted, UsageError
+from carolctl.errors import BadConfig, CarolError, NotPermitted, Refused, StoreBusy, UsageError
+from carolctl.notices import warn
 
 if TYPE_CHECKING:
     from carolctl.timers_install import Installation, Removal
@@ -31,10 +32,10 @@ Rehearsal = Annotated[bool, typer.Option("--dry-run", help="Print the files and 
     "install-timers",
     epilog=help_epilog(
         "carolctl install-timers --system --planner-db /var/lib/planner/plangenerator.db",
-        x1="files that are not ours are in the way, or systemd does not accept the units",
+        x1="files that are not ours are in the way, systemd does not accept the units, or jobs would be left behind",
         x69="no service manager answers",
         x77="--system needs root",
-        x78="paths that a unit cannot use",
+        x78="paths that a unit cannot use, or not safely",
     ),
 )
 def install_timers(
@@ -49,7 +50,8 @@ def install_timers(
     """Let systemd fire the tick every 30 seconds, and do the upkeep once a night.
 
     May be repeated, and is to be after an upgrade: it replaces what it made, and touches nothing else. What is not
-    given stays as it was installed.
+    given stays as it was installed; --planner-db '' takes the planner database back. From then on every command uses
+    the data home of the units.
     """
     from carolctl import timers_install as verb
 
@@ -60,8 +62,11 @@ def install_timers(
     if dry_run:
         report = verb.rehearse(layout)
     else:
-        _make_store(layout)
-        report = verb.install(layout)
+        _refuse_to_leave_jobs(layout, data_dir)
+        report = verb.install(layout, lambda: _make_store(layout))
+    _warn_of_planner(layout)
+    if folder := verb.replaceable(layout):
+        warn(f"whoever may write {folder} decides what root runs: install carolctl below /opt instead")
     print_json(asdict(report)) if as_json else print_lines(_told(report))
 
 
@@ -103,7 +108,7 @@ def _layout(scope: Scope, data_dir: str | None, planner_db: str | None) -> Layou
     layout = planned(
         scope,
         data_home=home,
-        planner_db=planner_db or places.planner_db(),
+        planner_db=planner_db if planner_db is not None else os.environ.get("CAROL_PLANNER_DB") or None,
         fallback=None if scope == "system" else places.default_data_home(),
     )
     if named and os.path.abspath(named) != os.path.join(layout.data_home, "scheduler.db"):
@@ -112,6 +117,41 @@ def _layout(scope: Scope, data_dir: str | None, planner_db: str | None) -> Layou
             hint="unset it, and give --data-dir",
         )
     return layout
+
+
+def _refuse_to_leave_jobs(layout: Layout, data_dir: str | None) -> None:
+    """Jobs that were added before the units say where: they would vanish from sight, and never fire."""
+    own = places.default_data_home()
+    if data_dir or os.environ.get("CAROL_DATA_DIR") or own == layout.data_home:
+        return
+    jobs = _jobs_in(os.path.join(own, "scheduler.db"))
+    if not jobs:
+        return
+    what = f"{jobs} job{'' if jobs == 1 else 's'} in {own} would not be fired by units that use {layout.data_home}"
+    if os.path.exists(os.path.join(layout.data_home, "scheduler.db")):
+        warn(f"{what}; --data-dir chooses")
+        return
+    hint = f"--data-dir {own} keeps them; --data-dir {layout.data_home} begins anew"
+    raise Refused(what, hint=f"{hint}; nothing was changed")
+
+
+def _jobs_in(db: str) -> int:
+    from carolctl.store.examine import look
+
+    if not os.path.isfile(db):
+        return 0
+    try:
+        return look(db, lambda tx: len(tx.jobs()), deadline_ms=config.busy_timeout_ms(os.environ, warn))
+    except StoreBusy:
+        raise
+    except CarolError:
+        # Not one of ours, or of another version: nothing that a tick would fire.
+        return 0
+
+
+def _warn_of_planner(layout: Layout) -> None:
+    if layout.planner_db and not os.path.isfile(layout.planner_db):
+        warn(f"there is no planner database {layout.planner_db}: runs wait to be mirrored until it is there")
 
 
 def _make_store(layout: Layout) -> None:
@@ -155,4 +195,10 @@ def _told_removal(removal: Removal) -> list[str]:
         if removal.removed
         else "nothing of ours is installed"
     ]
+    if removal.data_home:
+        lines.append(f"data home {removal.data_home} stays, with its jobs and runs")
+        if (now := places.data_home()) != removal.data_home:
+            lines.append(
+                f"commands use {now} from now on; CAROL_DATA_DIR={removal.data_home} shows those of before"
+            )
     return lines + [f"not made by carolctl, left alone: {path}" for path in removal.left_alone]

@@ -64,7 +64,11 @@ def doctor(
     place = Place(
         now=clock.now(),
         db=places.scheduler_db(),
-        planner_db=os.path.abspath(planner_db) if planner_db else places.planner_db(),
+        planner_db=places.planner_db()
+        if planner_db is None
+        else os.path.abspath(planner_db)
+        if planner_db
+        else None,
         environ=os.environ,
         # What is ignored is one of the findings.
         deadline_ms=config.busy_timeout_ms(os.environ, lambda _: None),

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 from carolctl.errors import BadConfig, BadData, CarolError, DiskFull, NotFound, NotPermitted, StoreBusy
 from carolctl.lockguard import require_unlocked
+from carolctl.store.side_files import may_be_left_beside
 
 POLL_SEC = (0.002, 0.008)
 #: At the head of the line, where nobody else polls; and after waiting in it in vain, when many may do the same.
@@ -163,13 +164,16 @@ def rollback(connection: sqlite3.Connection) -> None:
 def connect(path: str, *, mode: str, deadline_ms: int) -> sqlite3.Connection:
     """A connection in autocommit mode. `mode` is SQLite's URI mode: ``ro``, ``rw`` or ``rwc``.
 
-    Raises `NotFound` for a missing file (unless ``rwc``) or a folder, `NotPermitted` for one we may not open.
+    Raises `NotFound` for a missing file (unless ``rwc``) or a folder, `NotPermitted` for one we may not open, or
+    whose owner it would harm.
     """
     require_unlocked("opening a database")
     if os.path.isdir(path):
         raise NotFound(f"{path} is a folder, not a database file", hint="give the path of the file itself")
     if mode != "rwc" and not os.path.exists(path):
         _refuse_missing(path)
+    if mode in ("ro", "rw") and not may_be_left_beside(path):
+        _refuse_to_harm(path)
     with explained(path, deadline_ms):
         connection = sqlite3.connect(
             f"file:{uri_quoted(path)}?mode={mode}",
@@ -198,6 +202,13 @@ def _refuse_missing(path: str) -> None:
         raise NotPermitted(f"{folder} may not be entered", hint="check the owner and the modes")
     raise NotFound(
         f"no such file: {path}", hint="check the path; add-job or migrate-jobs makes a new job store"
+    )
+
+
+def _refuse_to_harm(path: str) -> None:
+    raise NotPermitted(
+        f"{path} belongs to another user, who could not use the files that SQLite would make beside it",
+        hint="may root not give files away here? of the units' sandbox: carolctl install-timers",
     )
 
 

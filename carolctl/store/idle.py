@@ -123,6 +123,10 @@ def _ledger_is_young(planner: str, now: float, stored_threshold: str | None) -> 
     threshold = os.environ.get("ORPHAN_THRESHOLD_MIN", stored_threshold or _DEFAULT_THRESHOLD_MIN)
     if not (threshold.isascii() and threshold.isdigit()):
         return False
+    from carolctl.store.side_files import may_be_left_beside
+
+    if not may_be_left_beside(planner):
+        return False
     # A second of distance, since the look cuts off fractions; and nothing from the far future, which is in doubt.
     oldest, newest = int(now) - 60 * int(threshold) + 1, int(now) + 86_400
     row = (

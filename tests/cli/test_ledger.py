@@ -247,7 +247,106 @@ def contents(home: Path) -> list[str]:
         return list(connection.iterdump())
 
 
+# -- a planner database of another user ----
+
+OWNER = 4242
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+
+
+@pytest.fixture
+def theirs(path: Path, home: Path, tmp_path: Path) -> Path:
+    """The planner database in WAL mode, another user's, whom nothing keeps from it; nobody has it open."""
+    add_jobs(home, job(manual=True))
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    moved = path.rename(folder / path.name)
+    change(moved, "PRAGMA journal_mode = WAL")
+    for one in (folder, moved):
+        os.chown(one, OWNER, OWNER)
+    for above in folder.parents:
+        if above.stat().st_uid == os.geteuid() and above != Path("/"):
+            above.chmod(above.stat().st_mode | 0o001)
+    return moved
+
+
+def tick_of_root(carol: Carol, path: Path, *limits: str) -> Result:
+    """A tick that is about to look at the ledger, and nothing else."""
+    words = ["setpriv", *limits, *carol.command("tick", "--json")]
+    environment = carol.environment(CAROL_PLANNER_DB=str(path))
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    return Result(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+def written_by_owner(path: Path) -> str:
+    """Why the owner cannot write; empty if they can."""
+    os.setegid(OWNER)
+    os.seteuid(OWNER)
+    try:
+        change(path, "DELETE FROM droid_runs")
+    except sqlite3.OperationalError as problem:
+        return str(problem)
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+    return ""
+
+
+@needs_root
+def test_what_a_tick_of_root_leaves_beside_a_planner_database_is_its_owners(
+    carol: Carol, theirs: Path
+) -> None:
+    for _ in range(2):
+        done = tick_of_root(carol, theirs)
+        assert (done.code, done.err) == (0, "")
+        assert {one.stat().st_uid for one in theirs.parent.iterdir()} == {OWNER}
+        assert written_by_owner(theirs) == ""
+
+
+@needs_root
+def test_root_that_may_not_give_files_away_leaves_a_foreign_planner_database_alone(
+    carol: Carol, theirs: Path
+) -> None:
+    for _ in range(2):
+        done = tick_of_root(carol, theirs, "--bounding-set=-chown")
+        assert done.code == 0
+        assert "belongs to another user" in done.err
+        assert [one.name for one in theirs.parent.iterdir()] == [theirs.name]
+    assert written_by_owner(theirs) == ""
+
+
+@needs_root
+def test_files_that_its_owner_cannot_use_are_found_and_the_next_tick_gives_them_back(
+    carol: Carol, theirs: Path
+) -> None:
+    tick_of_root(carol, theirs)
+    stuck = [theirs.with_name(f"{theirs.name}{suffix}") for suffix in ("-wal", "-shm")]
+    for one in stuck:
+        os.chown(one, 0, 0)
+    assert "readonly" in written_by_owner(theirs)
+
+    report = carol("doctor", "--json", "--planner-db", str(theirs)).json()
+    [found] = [one for one in report["checks"] if one["name"] == "planner"]
+    assert (found["status"], found["figures"]["stuck"]) == ("fail", list(map(str, stuck)))
+    for one in stuck:
+        os.chown(one, 0, 0)
+    tick_of_root(carol, theirs)
+    assert written_by_owner(theirs) == ""
+
+
 # -- mirroring ----
+
+
+def test_a_tick_without_the_planner_database_that_was_taken_back_says_nothing_and_doctor_does(
+    here: Inside, home: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert here("tick").code == 0
+    finished_run(home)
+    monkeypatch.setenv("CAROL_PLANNER_DB", "")
+    monkeypatch.delenv("CAROL_NOW")
+    ticked = here("tick", "--json")
+    assert (ticked.json()["ledger"], ticked.err) == ({"written": 0, "pending": 1}, "")
+    [found] = [one for one in here("doctor", "--json").json()["checks"] if one["name"] == "ledger"]
+    assert (found["status"], found["figures"]["pending"]) == ("warn", 1)
 
 
 def test_the_first_tick_that_is_given_a_planner_database_turns_the_mirror_on(

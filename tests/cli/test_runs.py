@@ -207,6 +207,12 @@ def test_following_a_log_ends_with_the_run(carol: Carol, home: Path) -> None:
     assert carol("logs", run_id, "--follow").out == "one\ntwo\n"
 
 
+def test_following_a_log_as_a_document_waits_for_the_whole_of_it(carol: Carol, home: Path) -> None:
+    add_jobs(home, manual("slow", "sh", "-c", "echo one; sleep 1; echo two"))
+    run_id = str(carol("run-job", "slow", "--json").json()["run_id"])
+    assert carol("logs", run_id, "--follow", "--json").json()["text"] == "one\ntwo\n"
+
+
 def test_an_interrupted_wait_ends_with_130_and_the_run_goes_on(carol: Carol, home: Path) -> None:
     add_jobs(home, manual("slow", "sleep", "2"))
     waiting = carol.spawn("run-job", "slow", "--wait")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -148,8 +148,13 @@ def endpoint(machine: Machine) -> Iterator[str]:
     machine.run("systemctl", "stop", "endpoint.service", check=False)
 
 
+AS_AGENT = """printf '{"summary": "by %s"}' "$(id -u)" >"$CAROL_RESULT_FILE" """
+
+
 def test_a_tick_in_its_sandbox_fires_due_jobs_of_both_kinds(root: Desk, endpoint: str) -> None:
+    root.carol("config", "set", "schedule.max_concurrent", "3")
     at = soon(root)
+    root.add("of-agent", "--at", at, "--run-as", USER, "--", "sh", "-c", AS_AGENT)
     root.add("command", "--at", at, "--", "sh", "-c", "grep . /proc/self/cgroup; exec sleep 1")
     root.add("call", "--at", at, "--url", endpoint)
     time.sleep(3)
@@ -158,6 +163,8 @@ def test_a_tick_in_its_sandbox_fires_due_jobs_of_both_kinds(root: Desk, endpoint
     row = root.last("command")
     assert row["unit"] == f"carolctl-run-{row['run_id']}-1.service"
     assert f"/carolctl.slice/{row['unit']}" in root.machine.run(CAROL, "logs", str(row["run_id"])).stdout
+    row = root.ended("of-agent")
+    assert (row["status"], row["result_summary"]) == ("completed", "by 4242")
 
 
 EVERYTHING = {
@@ -173,32 +180,109 @@ def test_in_the_sandbox_of_the_tick_everything_works_and_nothing_else(root: Desk
     assert found == EVERYTHING
 
 
-def test_the_ledger_of_another_user_is_written_from_a_sandbox_that_allows_just_that(
-    root: Desk, tmp_path: Path
-) -> None:
-    path = planner.planner(tmp_path / "plangenerator.db")
-    target = root.machine.root / "srv/planner"
-    target.mkdir()
-    (target / path.name).write_bytes(path.read_bytes())
-    root.machine.run("chown", "-R", f"{USER}:{USER}", "/srv/planner")
-    root.machine.run("chmod", "700", "/srv/planner")
-    root.carol("install-timers", "--planner-db", "/srv/planner/plangenerator.db")
+PLANNER = "/srv/planner/plangenerator.db"
+_WRITER = f"""
+import select, sqlite3, sys
+done, problems = 0, []
+while True:
+    connection = sqlite3.connect("{PLANNER}")
+    try:
+        connection.execute("INSERT INTO notes VALUES (1)")
+        connection.commit()
+        done += 1
+    except sqlite3.Error as problem:
+        problems.append(str(problem))
+    connection.close()
+    if sys.stdin in select.select([sys.stdin], [], [], 0.02)[0]:
+        break
+print(done, problems[:3])
+"""
+
+
+@pytest.fixture(scope="module")
+def theirs(root: Desk, tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    """The desk of the owner of a planner database in WAL mode, which nobody has open; root's units know it."""
+    path = planner.planner(tmp_path_factory.mktemp("planner") / "plangenerator.db")
+    for statement in ("CREATE TABLE notes (n)", "PRAGMA journal_mode = WAL"):
+        planner.change(path, statement)
+    target = root.machine.root / PLANNER[1:]
+    target.parent.mkdir()
+    target.write_bytes(path.read_bytes())
+    root.machine.sh(f"chown -R {USER}:{USER} /srv/planner; chmod 700 /srv/planner; chmod 640 {PLANNER}")
+    root.carol("install-timers", "--planner-db", PLANNER)
+    return Desk(root.machine, USER)
+
+
+def _write(owner: Desk) -> str:
+    return owner.machine.run(PYTHON, "-I", "-c", _WRITER, user=USER, stdin="\n").stdout
+
+
+def _of_whom(owner: Desk) -> set[str]:
+    return set(owner.machine.sh("stat -c '%U %G %a' /srv/planner/*").splitlines())
+
+
+def test_a_tick_leaves_the_planner_database_of_another_user_to_its_owner(root: Desk, theirs: Desk) -> None:
     assert exposure(root, "tick") <= 2.0
-    root.add("mirrored", "--at", soon(root), "--", "true")
-    time.sleep(3)
-    root.systemctl("start", "carolctl-tick.service")
-    row = root.ended("mirrored")
-    root.systemctl("start", "carolctl-tick.service")
+    assert _write(theirs) == "1 []\n"
+    for _ in range(2):
+        # The second one is idle.
+        root.systemctl("start", "carolctl-tick.service")
+        assert root.show("carolctl-tick.service", "Result")["Result"] == "success"
+        assert _of_whom(theirs) == {f"{USER} {USER} 640"}
+        assert _write(theirs) == "1 []\n"
+
+
+def test_beside_it_runs_are_mirrored_and_jobs_in_homes_are_launched(root: Desk, theirs: Desk) -> None:
+    machine = root.machine
+    machine.write("/home/agent/bin/job.sh", "#!/bin/sh\nsleep 0.2\n", 0o755)
+    machine.write("/root/bin/job.sh", "#!/bin/sh\nsleep 0.2\n", 0o700)
+    machine.write("/home/agent/job.env", "WORD=found\n", 0o600)
+    root.carol("config", "set", "schedule.max_concurrent", "3")
+    at = soon(root)
+    there = ("--working-directory", f"/home/{USER}", "--environment-file", f"/home/{USER}/job.env")
+    root.add(
+        "there", "--at", at, *there, "--", "sh", "-c", 'test "$PWD $WORD" = "/home/agent found"; exit $?'
+    )
+    root.add("agents", "--at", at, "--", f"/home/{USER}/bin/job.sh")
+    root.add("of-root", "--at", at, "--", "/root/bin/job.sh")
+    words = [*machine.way_in(USER, {}), PYTHON, "-I", "-c", _WRITER]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        time.sleep(3)
+        root.systemctl("start", "carolctl-tick.service")
+        runs = [root.ended(job) for job in ("there", "agents", "of-root")]
+        assert [run["status"] for run in runs] == ["completed"] * 3, [run["result_summary"] for run in runs]
+        root.systemctl("start", "carolctl-tick.service")
+        said = writer.communicate("\n", timeout=20)[0]
+    done, problems = said.split(maxsplit=1)
+    assert (int(done) > 50, problems) == (True, "[]\n")
     query = "SELECT event_id, status FROM droid_runs"
-    code = f"import sqlite3; print(sqlite3.connect('/srv/planner/{path.name}').execute('{query}').fetchall())"
-    said = root.machine.run(PYTHON, "-I", "-c", code).stdout
-    assert re.search(rf":{row['run_id']}', 'completed'", said), said
+    code = f"import sqlite3; print(sqlite3.connect('{PLANNER}').execute('{query}').fetchall())"
+    mirror = machine.run(PYTHON, "-I", "-c", code, user=USER).stdout
+    for run in runs:
+        assert re.search(rf":{run['run_id']}', 'completed'", mirror), mirror
+    assert _of_whom(theirs) == {f"{USER} {USER} 640"}
+    assert root.checks()["planner"] == "ok", "of the installed units, without being told"
 
 
-def test_the_nightly_upkeep_leaves_a_backup_and_finds_nothing_wrong(root: Desk) -> None:
+def test_the_nightly_upkeep_leaves_a_backup_and_finds_nothing_wrong(root: Desk, theirs: Desk) -> None:
     root.systemctl("start", "carolctl-nightly.service")
     assert root.show("carolctl-nightly.service", "Result")["Result"] == "success"
     assert root.machine.run("sh", "-c", f"ls {HOME}/backups/*.db").stdout
+    assert root.checks()["backups"] == "ok"
+    assert _of_whom(theirs) == {f"{USER} {USER} 640"}
+    assert root.carol("install-timers", "--planner-db", "")["planner_db"] is None
+    assert exposure(root, "tick") <= 1.6
+
+
+def test_without_room_for_a_backup_the_night_has_failed_and_nothing_is_pruned(root: Desk) -> None:
+    root.machine.sh(f"mkdir -pm 700 {HOME}/backups; mount -t tmpfs -o size=64k,mode=700 full {HOME}/backups")
+    root.systemctl("start", "carolctl-nightly.service", code=1)
+    shown = root.show("carolctl-nightly.service", "Result", "ExecMainStatus")
+    root.machine.run("umount", f"{HOME}/backups")
+    root.systemctl("reset-failed", "carolctl-nightly.service")
+    assert shown == {"Result": "exit-code", "ExecMainStatus": "75"}
+    alerts = root.machine.journal("-t", "carolctl-alert", "-p", "alert")
+    assert "carolctl-nightly.service failed" in alerts
 
 
 # -- what goes wrong -------------------------------------------------------------------------------------------
@@ -230,19 +314,23 @@ def test_a_tick_killed_by_its_timeout_leaves_its_jobs_running_and_the_next_one_g
     assert (row := root.ended("long"))["status"] == "completed", row
 
 
-def test_a_spool_that_cannot_be_drained_does_not_kill_the_path_unit(
-    root: Desk, drop_in: Callable[[str, str], None]
-) -> None:
-    drop_in("carolctl-drain.service", "[Service]\nExecStart=\nExecStart=false\n")
-    root.machine.sh(f"for n in $(seq 20); do touch {HOME}/spool/new/event-$n.json; sleep 0.2; done")
-    said = root.machine.journal("-u", "carolctl-drain.service", "-u", "carolctl-drain.path")
-    assert said.count("Failed to start carolctl-drain.service") > 6, "more than a start limit allows"
-    assert "limit" not in said
+def test_a_spool_that_cannot_be_drained_does_not_kill_the_path_unit(root: Desk) -> None:
+    new = f"{HOME}/spool/new"
+    # In its sandbox root has no power over a folder of another user.
+    root.machine.sh(f"chown {USER} {new}; chmod 755 {new}")
+    before = len(root.machine.starts("carolctl-drain.service"))
+
+    def woken() -> int:
+        root.machine.sh(f"for n in 1 2 3 4; do touch {new}/event-$n-$RANDOM.json; sleep 0.2; done")
+        return len(root.machine.starts("carolctl-drain.service")) - before
+
+    until(lambda: woken() > 6, "more starts are wanted than a start limit allows")
+    assert "event-1" in root.machine.run("ls", new).stdout, "it was drained after all"
+    assert "limit" not in root.machine.journal("-u", "carolctl-drain.service", "-u", "carolctl-drain.path")
     shown = root.show("carolctl-drain.path", "ActiveState", "Result")
     assert shown == {"ActiveState": "active", "Result": "success"}
-    drop_in("carolctl-drain.service", "")
-    root.machine.run("touch", f"{HOME}/spool/new/event-30.json")
-    until(lambda: not root.machine.run("ls", f"{HOME}/spool/new").stdout, "the spool stays full")
+    root.machine.sh(f"chown root {new}; chmod 700 {new}; touch {new}/event-5.json")
+    until(lambda: not root.machine.run("ls", new).stdout, "the spool stays full")
 
 
 # -- a user of their own ---------------------------------------------------------------------------------------
@@ -290,10 +378,16 @@ def test_uninstalling_leaves_nothing_behind_but_what_runs(who: str, request: pyt
     folder = UNITS if who == "root" else USER_UNITS
     desk.add("last", "--manual", "--", "sleep", "2")
     desk.carol("run-job", "last")
-    assert len(desk.carol("uninstall-timers")["removed"]) == 8
+    told = desk.machine.run(CAROL, "uninstall-timers", user=desk.user).stdout
+    assert f"{folder}: 8 removed\n" in told
+    assert f"data home {HOME if who == 'root' else USER_HOME} stays" in told
+    moved = "commands use /root/.local/state/carolctl from now on" in told
+    assert moved == (who == "root"), "a user's commands look where the units did"
     desk.machine.run("rm", "-rf", f"{folder}/carolctl-tick.timer.d")
     assert desk.machine.run("find", folder, "-name", "*carolctl*").stdout == ""
-    listed = desk.systemctl("list-unit-files", "--no-legend", "carolctl*").splitlines()
+    words = ("systemctl", *(["--user"] if desk.user else []), "list-unit-files", "--no-legend", "carolctl*")
+    # Its exit code is 1 once the job's own unit is gone as well.
+    listed = desk.machine.run(*words, user=desk.user, check=False).stdout.splitlines()
     assert [line for line in listed if "transient" not in line] == []
     assert desk.carol("uninstall-timers")["removed"] == []
     variable = f"CAROL_DATA_DIR={HOME if who == 'root' else USER_HOME}"

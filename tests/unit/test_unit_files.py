@@ -10,15 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from carolctl import installed_units, places, timers_install, unit_files
+from carolctl import doctor_checks_units, installed_units, places, timers_install, unit_files
+from carolctl.doctor_checks import Evidence, Place
 from carolctl.errors import BadConfig, Refused
+from carolctl.model import Millis
 from carolctl.unit_files import Layout, Scope
+from tests.builders import HOUR, T0
 
 PYTHON = "/opt/carolctl/bin/python"
 PACKAGE = "/opt/carolctl/lib/python3.11/site-packages/carolctl"
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
 )
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
 def layout(
@@ -129,7 +134,15 @@ def test_the_tick_ends_before_the_next_and_a_busy_store_is_no_failure() -> None:
     tick = unit_files.render(layout())["carolctl-tick.service"]
     assert settings(tick, "TimeoutStartSec") == ["25s"]
     assert settings(tick, "SuccessExitStatus") == ["75"]
+    assert settings(tick, "StartLimitIntervalSec") == ["0"], "also when it is started by hand in between"
     assert settings(tick, "ExecStart") == [f"{PYTHON} -I -S {PACKAGE}/__main__.py tick"]
+
+
+def test_a_backup_that_has_to_be_tried_again_is_a_failed_night() -> None:
+    nightly = unit_files.render(layout())["carolctl-nightly.service"]
+    assert settings(nightly, "SuccessExitStatus") == []
+    assert [line.split()[-1] for line in settings(nightly, "ExecStart")] == ["14", "prune", "doctor"]
+    assert settings(nightly, "OnFailure") == ["carolctl-alert@%N.service"]
 
 
 def test_the_path_unit_can_run_into_no_limit() -> None:
@@ -158,6 +171,36 @@ def test_only_what_is_needed_may_be_written() -> None:
     assert settings(tick, "ProtectHome") == ["read-only"]
 
 
+def test_a_planner_database_of_another_user_gets_what_it_needs_and_homes_stay_in_sight() -> None:
+    theirs = layout(planner_db="/srv/planner/p.db", planner_is_foreign=True)
+    for unit in ("tick", "drain", "nightly"):
+        text = unit_files.render(theirs)[f"carolctl-{unit}.service"]
+        assert settings(text, "CapabilityBoundingSet") == ["CAP_DAC_OVERRIDE CAP_CHOWN"]
+        assert settings(text, "SystemCallFilter")[-1] == "fchown"
+        assert settings(text, "RestrictAddressFamilies") == ["AF_UNIX"]
+        assert settings(text, "ProtectHome") == ["read-only"]
+    plain = unit_files.render(layout(planner_db="/srv/planner/p.db"))["carolctl-tick.service"]
+    assert settings(plain, "CapabilityBoundingSet") == [""]
+    assert settings(plain, "SystemCallFilter") == ["@system-service", "~@privileged @resources"]
+
+
+@needs_root
+@pytest.mark.parametrize(("owner", "mode", "is_foreign"), [((0, 0), 0o666, False), ((0, 7), 0o644, False),
+    ((0, 7), 0o660, True), ((7, 0), 0o600, True)])  # fmt: skip
+def test_a_planner_database_is_foreign_if_another_user_may_write_it(
+    owner: tuple[int, int], mode: int, is_foreign: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _user_units(tmp_path, monkeypatch)
+    path = tmp_path / "planner" / "p.db"
+    path.parent.mkdir(0o755)
+    path.touch()
+    path.chmod(mode)
+    os.chown(path, *owner)
+    monkeypatch.setattr(unit_files, "check", lambda _: None)
+    wanted = timers_install.planned("system", data_home="/var/lib/carolctl-not-there", planner_db=str(path))
+    assert wanted.planner_is_foreign is is_foreign
+
+
 @pytest.mark.parametrize("home", ["/srv/a b", '/srv/a"b', "/srv/100%", "/srv/back\\slash", "/srv/ümlaut"])
 def test_the_data_home_of_the_installed_tick_is_the_default_of_the_command_line(
     home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -170,6 +213,96 @@ def test_the_data_home_of_the_installed_tick_is_the_default_of_the_command_line(
     assert places.data_home() == str(tmp_path / "state/carolctl")
     monkeypatch.setenv("CAROL_DATA_DIR", "/srv/mine")
     assert places.data_home() == "/srv/mine"
+
+
+def test_a_data_home_that_was_lost_is_replaced_by_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _system_units(tmp_path, monkeypatch)
+    lost = str(tmp_path / "lost")
+    (folder / installed_units.TICK).write_text(
+        unit_files.render(layout(data_home=lost))[installed_units.TICK]
+    )
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert places.data_home() == lost
+    monkeypatch.setattr(os, "geteuid", lambda: 7)
+    assert places.data_home() == str(tmp_path / "state/carolctl"), (
+        "that of the system is not an ordinary user's"
+    )
+
+
+def test_the_planner_database_of_the_installed_tick_is_the_default_of_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _user_units(tmp_path, monkeypatch)
+    assert places.planner_db() is None
+    mirrored = layout("user", data_home="/srv/home", planner_db="/srv/p 100%.db")
+    (folder / installed_units.TICK).write_text(unit_files.render(mirrored)[installed_units.TICK])
+    assert places.planner_db() == "/srv/p 100%.db"
+    for name in ("CAROL_DATA_DIR", "CAROL_SCHEDULER_DB"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "/srv/other")
+            assert places.planner_db() is None
+    monkeypatch.setenv("CAROL_PLANNER_DB", "/srv/mine.db")
+    assert places.planner_db() == "/srv/mine.db"
+    monkeypatch.setenv("CAROL_PLANNER_DB", "")
+    assert places.planner_db() is None
+
+
+def test_a_planner_database_stays_as_installed_until_it_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _user_units(tmp_path, monkeypatch)
+    mirrored = layout("user", data_home="/srv/home", planner_db="/srv/p.db")
+    (folder / installed_units.TICK).write_text(unit_files.render(mirrored)[installed_units.TICK])
+    # The interpreter of the tests may lie where no unit sees it.
+    monkeypatch.setattr(unit_files, "check", lambda _: None)
+    assert timers_install.planned("user").planner_db == "/srv/p.db"
+    assert timers_install.planned("user", planner_db="").planner_db is None
+
+
+@pytest.mark.parametrize("scope", ["system", "user"])
+def test_a_data_home_that_others_may_write_is_refused(scope: Scope, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o777)
+    with pytest.raises(BadConfig, match="may be written by other users"):
+        timers_install.refuse_unsafe(scope, str(home))
+
+
+@needs_root
+@pytest.mark.parametrize("there", [True, False])
+def test_a_data_home_that_somebody_else_could_replace_is_refused_for_the_system(
+    tmp_path: Path, there: bool
+) -> None:
+    theirs = tmp_path / "theirs"
+    (theirs / "roots").mkdir(parents=True, mode=0o755)
+    (theirs / "roots/home").mkdir(mode=0o700) if there else None
+    home = str(theirs / "roots/home")
+    timers_install.refuse_unsafe("system", home)
+    os.chown(theirs, 7, 7)
+    with pytest.raises(BadConfig, match=f"whoever may write {theirs}"):
+        timers_install.refuse_unsafe("system", home)
+    os.chown(theirs, 0, 0)
+    theirs.chmod(0o777)
+    with pytest.raises(BadConfig, match=f"whoever may write {theirs}"):
+        timers_install.refuse_unsafe("system", home)
+    (tmp_path / "link").symlink_to(theirs / "roots")
+    with pytest.raises(BadConfig, match=f"whoever may write {theirs}"):
+        timers_install.refuse_unsafe("system", str(tmp_path / "link/home"))
+    theirs.chmod(0o1777)
+    timers_install.refuse_unsafe("system", home)
+
+
+@needs_root
+def test_a_program_that_another_user_could_replace_is_found(tmp_path: Path) -> None:
+    python = tmp_path / "theirs/bin/python"
+    python.parent.mkdir(parents=True)
+    chosen = layout(python=str(python))
+    assert timers_install.replaceable(chosen) is None
+    os.chown(tmp_path / "theirs", 7, 7)
+    assert timers_install.replaceable(chosen) == str(tmp_path / "theirs")
+    assert timers_install.replaceable(layout("user", python=str(python))) is None
 
 
 def test_a_tick_unit_that_is_not_ours_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,9 +333,60 @@ def test_a_path_that_a_unit_cannot_use_is_refused(home: str) -> None:
         unit_files.check(layout(data_home=home))
 
 
+# -- what the doctor says ----
+
+
+def test_the_doctor_names_files_of_somebody_else_as_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _user_units(tmp_path, monkeypatch)
+    monkeypatch.setattr(unit_files, "check", lambda _: None)
+    for name, text in unit_files.render(timers_install.planned("user", data_home="/srv/home")).items():
+        (folder / name).write_text(text)
+    assert doctor_checks_units.units(_at(T0)).status == "ok"
+    (folder / "carolctl.slice").write_text("[Slice]\n")
+    found = doctor_checks_units.units(_at(T0))
+    assert (found.status, found.figures["foreign"]) == ("fail", [str(folder / "carolctl.slice")])
+    assert found.hint is not None
+    assert found.hint.startswith("move them away")
+
+
+def test_the_doctor_misses_a_backup_after_two_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, home = _user_units(tmp_path, monkeypatch), tmp_path / "home"
+    assert doctor_checks_units.backups(_at(T0)).status == "skipped"
+    for name, text in unit_files.render(of_user(str(home))).items():
+        (folder / name).write_text(text)
+        os.utime(folder / name, (T0 / 1000,) * 2)
+    assert doctor_checks_units.backups(_at(T0 + 48 * HOUR)).status == "ok"
+    never = doctor_checks_units.backups(_at(T0 + 51 * HOUR))
+    assert (never.status, never.detail) == ("warn", "there is none yet")
+    made = home / "backups/carolctl-20260101T031700Z.db"
+    made.parent.mkdir(parents=True)
+    made.touch()
+    os.utime(made, ((T0 + 50 * HOUR) / 1000,) * 2)
+    assert doctor_checks_units.backups(_at(T0 + 99 * HOUR)).status == "ok"
+    assert doctor_checks_units.backups(_at(T0 + 101 * HOUR)).status == "warn"
+
+
+def _at(now: int) -> Evidence:
+    return Evidence(place=Place(now=Millis(now), db="/none", planner_db=None, environ={}, deadline_ms=100))
+
+
+def _system_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the system's units; an ordinary user has none."""
+    _user_units(tmp_path, monkeypatch)
+    folder = tmp_path / "system"
+    folder.mkdir()
+    of_user = installed_units.folder("user")
+    monkeypatch.setattr(
+        installed_units, "folder", lambda scope: str(folder) if scope == "system" else of_user
+    )
+    return folder
+
+
 def _user_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a user's units, and no other place that could say anything."""
-    for name in ("CAROL_DATA_DIR", "CAROL_SCHEDULER_DB"):
+    for name in ("CAROL_DATA_DIR", "CAROL_SCHEDULER_DB", "CAROL_PLANNER_DB"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
