@@ -304,4 +304,12 @@ def _print_advice(found: Stats) -> None:
         "keep": "keep it",
         "too_early": "no advice yet",
     }[cap.advice]
-    print_lines([f"cap {cap.cap}: {what} ({cap.because})"])
+    seen = cap.evidence
+    print_lines(
+        [
+            f"cap {cap.cap}: {what} ({cap.because})",
+            f"evidence of 7 days: {seen.firings:,} firings; at most {seen.peak} at once; waited over a minute:"
+            f" {seen.waited:,} for the cap, {seen.waited_otherwise:,} for their own job or a pause; put off by"
+            f" pressure: {seen.deferred:,}; rate-limited or out of memory: {seen.strained:,}",
+        ]
+    )

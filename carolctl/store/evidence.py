@@ -110,8 +110,8 @@ class EvidenceReads:
         oldest: Millis | None = row[0]
         return oldest
 
-    def week_of_firings(self, since: Millis, *, waited_ms: int) -> tuple[int, int, int | None, int, int, int]:
-        """Firings, those that waited longer, p95 of the waits, most at once, put off by pressure, strained.
+    def week_of_firings(self, since: Millis, *, waited_ms: int) -> tuple[int, int, int | None, int, int]:
+        """Firings, those that waited longer for whatever, p95 of all waits, most at once, strained.
 
         The first end among those that run at once sees all the others: the most at once is one more than it saw.
         """
@@ -132,12 +132,49 @@ class EvidenceReads:
             """,
             (since, row[0] * 5 // 100),
         ).fetchone()
-        deferred = self._connection.execute(
-            "SELECT count(*) FROM audit_log WHERE at >= ? AND command = 'deferred'", (since,)
-        ).fetchone()
-        return row[0], row[1], p95[0] if p95 else None, row[2], deferred[0], row[3]
+        return row[0], row[1], p95[0] if p95 else None, row[2], row[3]
 
-    def _entries(self, statement: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    def firings_put_off(self, since: Millis, *, apart_ms: int) -> int:
+        """How many firings pressure put off, however often each was looked at again meanwhile.
+
+        A look belongs to the firing that was put off before if it came when that one was to be looked at again, or
+        at most `apart_ms` later, and the firing had not been let through.
+        """
+        row = self._connection.execute(
+            """
+            SELECT count(*) FROM (
+              SELECT at, command, lag(after ->> 'until') OVER one AS until, lag(command) OVER one AS last
+                FROM audit_log WHERE at >= :since AND command IN ('deferred', 'deferral_limit')
+              WINDOW one AS (PARTITION BY subject ORDER BY at, audit_id))
+             WHERE command = 'deferred' AND (last IS NOT 'deferred' OR at > until + :apart_ms)
+            """,
+            {"since": since, "apart_ms": apart_ms},
+        ).fetchone()
+        return int(row[0])
+
+    def attempts_with_slots(self, since: Millis) -> list[tuple[Any, ...]]:
+        """Each attempt that ended since, by the fields of `slot_waits.Held`."""
+        rows = self._connection.execute(
+            "SELECT job_id, attempt, fired_at, slot_claimed_at, completed_at FROM schedule_firing_metrics"
+            " WHERE completed_at >= ? AND slot_claimed_at IS NOT NULL",
+            (since,),
+        )
+        return rows.fetchall()
+
+    def pauses_of_all(self, since: Millis) -> list[dict[str, Any]]:
+        """The entries since by which everything was paused or resumed, oldest first, and the last one before."""
+        last = self._entries(
+            "SELECT * FROM audit_log WHERE at < ? AND subject IS NULL AND command IN ('pause', 'resume')"
+            " ORDER BY at DESC, audit_id DESC LIMIT 1",
+            (since,),
+        )
+        return last + self._entries(
+            "SELECT * FROM audit_log WHERE at >= ? AND subject IS NULL AND command IN ('pause', 'resume')"
+            " ORDER BY at, audit_id",
+            (since,),
+        )
+
+    def _entries(self, statement: str, parameters: dict[str, Any] | tuple[Any, ...]) -> list[dict[str, Any]]:
         cursor = self._connection.execute(statement, parameters)
         names = [column[0] for column in cursor.description]
         return [_parsed(dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
