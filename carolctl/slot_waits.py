@@ -52,12 +52,27 @@ def within(spans: Sequence[Span], begin: int, end: int) -> Iterator[Span]:
             yield low, high
 
 
+def minus(spans: Iterable[Span], others: Sequence[Span]) -> list[Span]:
+    """The parts of ascending, disjoint spans that others, ascending and disjoint as well, do not cover."""
+    found: list[Span] = []
+    for begin, end in spans:
+        for low, high in within(others, begin, end):
+            if begin < low:
+                found.append((begin, low))
+            begin = high
+        if begin < end:
+            found.append((begin, end))
+    return found
+
+
+def total(spans: Iterable[Span]) -> int:
+    """How long they are, together."""
+    return sum(end - begin for begin, end in spans)
+
+
 def length(spans: Sequence[Span], begin: int, end: int, *, without: Sequence[Span] = ()) -> int:
     """How many milliseconds of [begin, end) the ascending, disjoint spans cover, those of `without` left out."""
-    return sum(
-        high - low - sum(b - a for a, b in within(without, low, high))
-        for low, high in within(spans, begin, end)
-    )
+    return total(minus(within(spans, begin, end), without))
 
 
 def pauses(entries: Iterable[Mapping[str, Any]], now: Millis) -> list[Span]:

@@ -58,14 +58,53 @@ class EvidenceReads:
         return self._entries("SELECT * FROM audit_log WHERE command = 'migrate-jobs' ORDER BY audit_id", {})
 
     def deferrals(
-        self, job_id: str, since: Millis, until: Millis, *, limit: int = 20
-    ) -> list[dict[str, Any]]:
-        """The entries by which pressure put a job off in [since, until], or no longer did; oldest first."""
-        return self._entries(
-            "SELECT * FROM audit_log WHERE subject = :subject AND at BETWEEN :since AND :until"
-            " AND command IN ('deferred', 'deferral_limit') ORDER BY at LIMIT :limit",
-            {"subject": job_id, "since": since, "until": until, "limit": limit},
+        self, job_id: str, since: Millis, until: Millis, *, limit: int = 10
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """How often pressure put a job off in [since, until]; and the first and the last entries of it, oldest first.
+
+        The last one may be that it no longer did.
+        """
+        parameters = {"subject": job_id, "since": since, "until": until, "limit": limit}
+        chosen = (
+            "FROM audit_log WHERE subject = :subject AND at BETWEEN :since AND :until"
+            " AND command IN ('deferred', 'deferral_limit')"
         )
+        row = self._connection.execute(f"SELECT sum(command = 'deferred') {chosen}", parameters).fetchone()
+        found = self._entries(
+            f"SELECT * FROM (SELECT * {chosen} ORDER BY at, audit_id LIMIT :limit)"  # noqa: S608
+            f" UNION SELECT * FROM (SELECT * {chosen} ORDER BY at DESC, audit_id DESC LIMIT :limit)"
+            " ORDER BY audit_id",
+            parameters,
+        )
+        return row[0] or 0, found
+
+    def slot_row_before(self, job_id: str, slot: Millis) -> Run | None:
+        """The row of the job's scheduled firing next before `slot`."""
+        row = self._connection.execute(
+            f"{_SELECT} WHERE job_id = ? AND source = 'scheduled' AND scheduled_for < ?"
+            " ORDER BY scheduled_for DESC LIMIT 1",
+            (job_id, slot),
+        ).fetchone()
+        return run_from_row(row) if row else None
+
+    def attempts_of(self, run_id: int) -> list[tuple[Any, ...]]:
+        """The attempts of a run, the first one first, by the fields of `slot_story.Try`."""
+        rows = self._connection.execute(
+            "SELECT attempt, slot_claimed_at, completed_at, duration_ms, failure_reason"
+            " FROM schedule_firing_metrics WHERE run_id = ? ORDER BY attempt",
+            (run_id,),
+        )
+        return rows.fetchall()
+
+    def ends_of_job(self, job_id: str, since: Millis, until: Millis) -> list[tuple[Any, ...]]:
+        """Each attempt of the job that ended in [since, until]: (run_id, slot_claimed_at, completed_at)."""
+        rows = self._connection.execute(
+            "SELECT run_id, slot_claimed_at, completed_at FROM schedule_firing_metrics"
+            " WHERE job_id = ? AND completed_at BETWEEN ? AND ? AND slot_claimed_at IS NOT NULL"
+            " ORDER BY completed_at",
+            (job_id, since, until),
+        )
+        return rows.fetchall()
 
     def tick_gap(self, instant: Millis) -> dict[str, Any] | None:
         """The entry that says that no tick came at `instant`."""
