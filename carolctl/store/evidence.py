@@ -17,6 +17,11 @@ _SELECT = f"SELECT {column_list(RUN_COLUMNS)} FROM runs"  # noqa: S608 - names o
 #: The commands that change when a job fires, or whether.
 _CHANGES = ("add-job", "edit-job", "pause", "resume", "remove-job", "settle", "set_aside", "reanchored")
 
+_PUT_OFF = (
+    "FROM audit_log WHERE subject = :subject AND at BETWEEN :since AND :until"
+    " AND command IN ('deferred', 'deferral_limit')"
+)
+
 
 class EvidenceReads:
     """What may be asked about the past."""
@@ -33,14 +38,24 @@ class EvidenceReads:
         run = run_from_row(row) if row else None
         return run if run and run.slots_from is not None and run.slots_from <= slot else None
 
-    def slot_ranges(self, job_id: str, since: Millis, until: Millis) -> list[tuple[Millis, Millis]]:
-        """(first, last) slot of each row of the job that stands for a slot in [since, until], ascending."""
+    def slot_rows(self, job_id: str, since: Millis, until: Millis) -> list[tuple[Any, ...]]:
+        """Each row of the job that stands for a slot in (since, until], by the fields of `slot_faults.Row`."""
         rows = self._connection.execute(
-            "SELECT slots_from, scheduled_for FROM runs WHERE job_id = ? AND source = 'scheduled'"
-            " AND scheduled_for >= ? AND slots_from <= ? ORDER BY scheduled_for",
+            "SELECT run_id, slots_from, scheduled_for, coalesced,"
+            " status = 'skipped' AND (claim_no > 0 OR slot_claimed_at IS NOT NULL) FROM runs"
+            " WHERE job_id = ? AND source = 'scheduled' AND scheduled_for > ? AND slots_from <= ?"
+            " ORDER BY scheduled_for",
             (job_id, since, until),
         )
         return rows.fetchall()
+
+    def jobs_with_slot_rows(self, since: Millis, until: Millis) -> list[str]:
+        """The jobs, present or not, of which rows stand for slots in (since, until]."""
+        rows = self._connection.execute(
+            "SELECT DISTINCT job_id FROM runs WHERE source = 'scheduled' AND scheduled_for > ? AND slots_from <= ?",
+            (since, until),
+        )
+        return sorted(name for (name,) in rows.fetchall())
 
     def schedule_changes(self, job_id: str | None = None) -> list[dict[str, Any]]:
         """The audit entries by which jobs, or one of them, came, went, paused or changed; oldest first."""
@@ -65,14 +80,10 @@ class EvidenceReads:
         The last one may be that it no longer did.
         """
         parameters = {"subject": job_id, "since": since, "until": until, "limit": limit}
-        chosen = (
-            "FROM audit_log WHERE subject = :subject AND at BETWEEN :since AND :until"
-            " AND command IN ('deferred', 'deferral_limit')"
-        )
-        row = self._connection.execute(f"SELECT sum(command = 'deferred') {chosen}", parameters).fetchone()
+        row = self._connection.execute(f"SELECT sum(command = 'deferred') {_PUT_OFF}", parameters).fetchone()
         found = self._entries(
-            f"SELECT * FROM (SELECT * {chosen} ORDER BY at, audit_id LIMIT :limit)"  # noqa: S608
-            f" UNION SELECT * FROM (SELECT * {chosen} ORDER BY at DESC, audit_id DESC LIMIT :limit)"
+            f"SELECT * FROM (SELECT * {_PUT_OFF} ORDER BY at, audit_id LIMIT :limit)"  # noqa: S608
+            f" UNION SELECT * FROM (SELECT * {_PUT_OFF} ORDER BY at DESC, audit_id DESC LIMIT :limit)"
             " ORDER BY audit_id",
             parameters,
         )
