@@ -59,7 +59,7 @@ def svg(found: Forecast) -> str:
     outlook = found.outlook
     everyone = list(simulation.by_job(outlook).items())
     lines = everyone[:MOST_JOBS]
-    width, height = _LEFT + _WIDTH + 24, _TOP + max(1, len(lines)) * _ROW + 68
+    width, height = _LEFT + _WIDTH + 48, _TOP + max(1, len(lines)) * _ROW + 68
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}"'

@@ -49,7 +49,8 @@ def forecast(
     """Show what will run in the coming hours under the cap: starts, waits and the peak.
 
     The ticks are played forward by the rules of the tick itself, a run taking the median of its job's latest
-    durations. Pressure, failures and runs by hand are not foreseen.
+    durations of those that ended well. Pressure, failures and runs by hand are not foreseen. Where there is too much to
+    foresee it ends early, says when, and gives figures of that time alone.
     """
     from carolctl import outlook
     from carolctl.schedule import parse_duration

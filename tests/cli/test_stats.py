@@ -169,9 +169,11 @@ class Explained:
 def test_list_runs_why_and_stats_of_one_job_walk_through_no_table(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fleet.add(job())
+    fleet.add(job(overlap="queue", max_run_duration_sec=7200))
     fleet.at(T0 + HOUR).tick()
-    fleet.end_all()
+    fleet.at(T0 + 2 * HOUR).tick()
+    # The second one waits for the first, and then for nobody.
+    fleet.at(T0 + 2 * HOUR + MINUTE).end_all()
     seen: list[Explained] = []
     make = ReadTx.__init__
 
@@ -186,7 +188,7 @@ def test_list_runs_why_and_stats_of_one_job_walk_through_no_table(
     why(session, "nightly", None)
     stats(session, "nightly", Millis(T0))
     steps = [step for one in seen for _, step in one.plans]
-    assert len(steps) > 10
+    assert len(steps) > 20
     large = r"SCAN (runs|schedule_firing_metrics|audit_log|events|scheduled_jobs)\b"
     walks = [step for step in steps if re.match(large, step) and "runs_live" not in step]
     assert walks == []
