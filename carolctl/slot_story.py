@@ -171,12 +171,12 @@ def _tried(facts: Facts, row: Run) -> str:
     first = next((one for one in facts.tries if one.attempt == 1), None)
     if first is None:
         return f"{head}; the last time it "
-    began = "never started" if first.duration_ms is None else f"started {_began(first)}"
+    began = f"started {_began(first)}" if _began(first) else "never started"
     return f"{head}: first {began} ({first.failure_reason}), the last time it "
 
 
 def _began(one: Try) -> str | None:
-    return iso(one.ended_at - (one.duration_ms or 0))
+    return None if one.duration_ms is None else iso(one.ended_at - one.duration_ms)
 
 
 def _late(facts: Facts, row: Run) -> str:
@@ -361,3 +361,13 @@ def _to_come(facts: Facts, wake: int) -> Story:
 def documents_of(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Audit entries as JSON, their instants in ISO 8601."""
     return [entry | {"at": iso(entry["at"])} for entry in entries]
+
+
+def try_document(one: Try) -> dict[str, Any]:
+    """An attempt as JSON."""
+    return {
+        "attempt": one.attempt,
+        "started_at": _began(one),
+        "ended_at": iso(one.ended_at),
+        "failure_reason": one.failure_reason,
+    }

@@ -55,6 +55,7 @@ class Answer:
             "watermark": iso(facts.job.last_scheduled_for) if facts.job else None,
             "run": run_view.document(facts.row) if facts.row else None,
             "holders": [run_view.document(run) for run in self.holders()],
+            "tries": [slot_story.try_document(one) for one in facts.tries],
             "put_off": facts.put_off,
             "evidence": slot_story.documents_of(self.evidence()),
         }

@@ -259,6 +259,9 @@ def test_a_run_that_was_tried_again_tells_its_tries_and_its_first_start(fleet: F
         "run 1 was tried 3 times: first started 2026-01-01T01:00:00Z (exit_nonzero), the last time it started"
         " 2026-01-01T01:40:20Z, failed (timeout)"
     ) in answer.story.said
+    told = [(one["attempt"], one["started_at"], one["failure_reason"]) for one in answer.document()["tries"]]
+    assert told[0] == (1, "2026-01-01T01:00:00Z", "exit_nonzero")
+    assert [reason for _, _, reason in told] == ["exit_nonzero", "exit_nonzero", "timeout"]
 
 
 def test_a_time_beyond_what_schedules_are_reckoned_for_says_so(fleet: Fleet) -> None:
