@@ -19,6 +19,9 @@ WEEK_MS = 7 * 86_400_000
 WAITED_MS = 60_000
 """A firing that waited longer than this for a slot has waited."""
 
+LEAST_FIRINGS = 50
+"""No advice rests on fewer in the week."""
+
 DRIFT_STREAK = 3
 DRIFT_SHARE = 0.8
 _TREND_LEAST = 10
@@ -174,11 +177,15 @@ class CapEvidence:
 
     since: Millis | None
     firings: int
-    #: Of those, how many waited more than a minute for a slot, and the 95th percentile of all waits.
+    #: Of those, how many waited more than a minute because all slots were taken; and how many for something else:
+    #: the end of another run of their job, or of a pause.
     waited: int
+    waited_otherwise: int = 0
+    #: The 95th percentile of all waits, whatever they were for.
     wait_p95_ms: int | None
     #: The most runs that held a slot at the same time.
     peak: int
+    #: Firings that pressure put off, however often each was looked at again.
     deferred: int
     #: Ended by a rate limit or for want of memory.
     strained: int
@@ -202,28 +209,49 @@ class CapAdvice:
 
 
 def advise(evidence: CapEvidence, cap: int, *, now: Millis) -> CapAdvice:
-    """Raise where firings wait and nothing is strained, lower where much is or half lies idle; else keep."""
-    advice, to, because = _weigh(evidence, cap, now)
+    """Raise where firings wait for the cap and nothing is strained, lower where much is or slots idle; else keep."""
+    advice, to, because = _too_early(evidence, now) or _weigh(evidence, cap)
     return CapAdvice(advice=advice, cap=cap, to=to, because=because, evidence=evidence)
 
 
-def _weigh(
-    evidence: CapEvidence, cap: int, now: Millis
-) -> tuple[Literal["raise", "keep", "lower", "too_early"], int | None, str]:
-    if evidence.since is None or now - evidence.since < WEEK_MS or not evidence.firings:
+_Verdict = tuple[Literal["raise", "keep", "lower", "too_early"], int | None, str]
+
+
+def _too_early(evidence: CapEvidence, now: Millis) -> _Verdict | None:
+    if evidence.since is None or now - evidence.since < WEEK_MS:
         days = 0.0 if evidence.since is None else (now - evidence.since) / (WEEK_MS / 7)
         return "too_early", None, f"7 days of metrics are needed, there are {days:.1f}"
+    if evidence.firings < LEAST_FIRINGS:
+        return (
+            "too_early",
+            None,
+            f"{LEAST_FIRINGS} firings in 7 days are needed, there were {evidence.firings}",
+        )
+    return None
+
+
+def _weigh(evidence: CapEvidence, cap: int) -> _Verdict:
     waited, strained, deferred = (
         part / evidence.firings for part in (evidence.waited, evidence.strained, evidence.deferred)
     )
-    trouble = f"{strained:.0%} rate-limited or out of memory, pressure put off {evidence.deferred} times"
+    trouble = (
+        f"{strained:.0%} were rate-limited or out of memory, {evidence.deferred:,} were put off by pressure"
+    )
     if cap > 1 and max(strained, deferred) >= _OFTEN:
-        return "lower", cap - 1, trouble
-    if waited >= _OFTEN:
-        said = f"{waited:.0%} of {evidence.firings:,} firings waited over a minute for a slot"
+        return "lower", cap - 1, f"of {evidence.firings:,} firings {trouble}"
+    if waited >= _OFTEN and evidence.peak >= cap:
+        said = f"{waited:.0%} of {evidence.firings:,} firings waited over a minute with all {cap} slots taken"
         if max(strained, deferred) < _SELDOM:
             return "raise", cap + 1, said
         return "keep", None, f"{said}, but {trouble}"
     if waited < _SELDOM and evidence.peak + 1 < cap:
-        return "lower", evidence.peak + 1, f"never more than {evidence.peak} runs at once, and nothing waits"
-    return "keep", None, f"{waited:.1%} of {evidence.firings:,} firings waited over a minute; {trouble}"
+        return (
+            "lower",
+            evidence.peak + 1,
+            f"never more than {evidence.peak} runs at once, and nothing waits for the cap",
+        )
+    return (
+        "keep",
+        None,
+        f"{waited:.1%} of {evidence.firings:,} firings waited over a minute for it; {trouble}",
+    )

@@ -46,6 +46,16 @@ class Forecast:
         """The jobs that run and were never measured."""
         return sorted({one.job_id for one in self.outlook.starts()} - set(self.measured))
 
+    def cut(self) -> str | None:
+        """That it ends early, and when; None where it does not."""
+        outlook = self.outlook
+        if not outlook.is_cut:
+            return None
+        return (
+            f"cut off at {iso(outlook.until)}: there is too much to foresee until {iso(outlook.asked_until)}, and"
+            " every figure is of the time before the cut"
+        )
+
     def longest_wait_ms(self) -> int:
         """The longest that anything waits for a slot."""
         return max((one.wait_ms or 0 for one in self.outlook.starts()), default=0)
@@ -63,7 +73,9 @@ class Forecast:
             "starts": [self._start(one) for one in outlook.starts()],
             "waiting": [_slot(one) for one in left],
             "skipped": [
-                _slot(one) | {"reason": one.skip_reason} for one in outlook.expected if one.skip_reason
+                _slot(one) | {"slots_from": iso(one.slots_from), "reason": one.skip_reason}
+                for one in outlook.expected
+                if one.skip_reason
             ],
             "peak": {
                 "running": running.count,
@@ -77,6 +89,7 @@ class Forecast:
             "unmeasured": self.unmeasured(),
             "unreadable": self.unreadable(),
             "cut": outlook.is_cut,
+            "asked_until": iso(outlook.asked_until),
         }
 
     def _start(self, one: Expected) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from heapq import heappop, heappush
 
 from carolctl import policy, timing
 from carolctl.errors import BadSchedule
-from carolctl.model import OCCUPYING, Job, Millis, Run
+from carolctl.model import OCCUPYING, Job, Millis, Run, SlotRow
 from carolctl.policy import LiveScheduled, Slots
 
 TICK_MS = 30_000
-MOST_ROWS = 200_000
-"""Where a simulation ends at the latest."""
+MOST_ROWS = 300_000
+"""Where a simulation ends at the latest: as many rows of runs and skips take a quarter of a minute."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -30,6 +30,9 @@ class Expected:
     scheduled_for: Millis | None
     queued_at: Millis
     coalesced: int = 1
+    #: Of a skip: the first of its slots, and when the last of them is skipped; neighbours share one.
+    slots_from: Millis | None = None
+    skips_until: Millis | None = None
     skip_reason: str | None = None
     run_id: int | None = None
     source: str = "scheduled"
@@ -69,16 +72,21 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """What is expected in [begin, until)."""
+    """What is expected in [begin, until): of the time from `until` on nothing is known."""
 
     begin: Millis
     until: Millis
+    #: How far it should have gone; it goes less far where there were too many rows.
+    asked_until: Millis
     cap: int
     expected: Sequence[Expected]
     #: Jobs whose schedule cannot be read.
     unreadable: Sequence[str]
-    #: Ended early: there were too many rows.
-    is_cut: bool = False
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it ended early."""
+        return self.until < self.asked_until
 
     def starts(self) -> list[Expected]:
         """What runs, by start."""
@@ -99,37 +107,40 @@ class _World:
     queued: list[Expected] = field(default_factory=list)
     everything: list[Expected] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    #: By job: its last row, where that is a skip.
+    skips: dict[str, Expected] = field(default_factory=dict)
+    #: How many rows were laid out, merged ones counted one by one: what the time that it takes grows with.
+    laid: int = 0
+    #: The first moment that was not played, because there were too many rows.
+    cut_at: Millis | None = None
 
 
 def simulate(fleet: Fleet, *, now: Millis, until: Millis, first_tick: Millis) -> Outlook:
     """Play the ticks from `first_tick` on, every 30 s, and the ends of runs between them."""
     world = _begin(fleet, now)
-    for _ in _moments(world, first_tick, until):
-        if len(world.everything) >= MOST_ROWS:
-            break
+    for _ in _moments(world, first_tick, until, MOST_ROWS):
+        pass
     return Outlook(
         begin=now,
-        until=until,
+        until=until if world.cut_at is None else Millis(max(world.cut_at, now + 1)),
+        asked_until=until,
         cap=fleet.cap,
         expected=world.everything,
         unreadable=world.unreadable,
-        is_cut=len(world.everything) >= MOST_ROWS,
     )
 
 
 def first_free(fleet: Fleet, *, now: Millis, first_tick: Millis, until: Millis, most: int) -> Millis | None:
     """When a slot is free for the first time that nobody waits for; None where it is not, after `most` rows or so."""
     world = _begin(fleet, now)
-    for at in _moments(world, first_tick, until):
+    for at in _moments(world, first_tick, until, most):
         if len(world.running) < fleet.cap:
             return at
-        if len(world.everything) >= most:
-            break
     return None
 
 
-def _moments(world: _World, first_tick: Millis, until: Millis) -> Iterator[Millis]:
-    """Each moment at which a tick finds something to do or a run ends, after what it brought."""
+def _moments(world: _World, first_tick: Millis, until: Millis, most: int) -> Iterator[Millis]:
+    """Each moment at which a tick finds something to do or a run ends, after what it brought; at most `most` rows."""
     resumes_at = world.fleet.resumes_at
     grid = _Grid(first_tick, resumes_at)
     while True:
@@ -137,6 +148,9 @@ def _moments(world: _World, first_tick: Millis, until: Millis) -> Iterator[Milli
         end_at = world.running[0][0] if world.running else None
         at = min((moment for moment in (tick_at, end_at) if moment is not None), default=until)
         if at >= until:
+            return
+        if world.laid >= most:
+            world.cut_at = at
             return
         while world.running and world.running[0][0] <= at:
             heappop(world.running)
@@ -191,6 +205,7 @@ def _take_in(world: _World, run: Run, now: Millis) -> None:
         not_before=run.not_before,
     )
     world.everything.append(one)
+    world.laid += 1
     if run.status not in OCCUPYING:
         world.queued.append(one)
         return
@@ -250,17 +265,33 @@ def _fire_one(world: _World, job: Job, live: LiveScheduled, at: Millis) -> None:
         job, last_scheduled_for=firing.watermark, next_fire_at=firing.next_fire_at, deferred_at=None
     )
     for row in firing.rows:
-        one = Expected(
-            number=len(world.everything),
-            job_id=job.job_id,
-            scheduled_for=row.scheduled_for,
-            queued_at=at,
-            coalesced=row.coalesced,
-            skip_reason=row.skip_reason,
-        )
-        world.everything.append(one)
-        if row.skip_reason is None:
-            world.queued.append(one)
+        _lay(world, job.job_id, row, at)
+
+
+def _lay(world: _World, job_id: str, row: SlotRow, at: Millis) -> None:
+    """One row; skips that follow each other are one, or they would be most of what is foreseen."""
+    world.laid += 1
+    last = world.skips.get(job_id)
+    if last is not None and last.skip_reason == row.skip_reason:
+        last.scheduled_for, last.skips_until = row.scheduled_for, at
+        last.coalesced += row.coalesced
+        return
+    one = Expected(
+        number=len(world.everything),
+        job_id=job_id,
+        scheduled_for=row.scheduled_for,
+        queued_at=at,
+        coalesced=row.coalesced,
+        slots_from=row.slots_from,
+        skips_until=at if row.skip_reason else None,
+        skip_reason=row.skip_reason,
+    )
+    world.everything.append(one)
+    if row.skip_reason is None:
+        world.queued.append(one)
+        world.skips.pop(job_id, None)
+    else:
+        world.skips[job_id] = one
 
 
 def _count_scheduled(world: _World) -> dict[str, LiveScheduled]:

@@ -5,6 +5,8 @@ Decision: what was due is computed anew from the schedules and their history, by
 held against the rows. Consequence: that nothing was lost is no promise but a check with an exit code.
 
 A slot may be without a row where it lies beyond the job's watermark: due and waiting, or within a pause that lasts.
+And no slot may have two, and no row stand for anything else: `slot_faults`. The proof rests on the audit log and on the
+job's own row; who changes those and the rows of runs alike can deceive it.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from carolctl import job_history
+from carolctl import job_history, slot_faults
 from carolctl.clock import iso
 from carolctl.job_history import Entry, Epoch
 from carolctl.model import Job, Millis
 from carolctl.session import Session
+from carolctl.slot_faults import Fault, Row
 from carolctl.store.tx import ReadTx
 
 Range = tuple[Millis, Millis]
@@ -34,6 +37,7 @@ class Account:
     job_id: str
     schedule: str
     slots: int
+    due: Sequence[Millis] = ()
     lacking: Sequence[Millis] = ()
     #: Slots beyond the watermark, and why they may be without a row.
     waiting: Sequence[Millis] = ()
@@ -52,11 +56,15 @@ class Audit:
     is_clipped: bool
     accounts: Sequence[Account]
     rows: int
+    #: What is wrong with rows.
+    faults: Sequence[Fault] = ()
+    #: Rows for slots that came due twice, since the clock was set back.
+    repeated: int = 0
 
     @property
     def holds(self) -> bool:
-        """Whether no slot lacks its row, and every schedule can be read."""
-        return not any(one.lacking or one.unreadable for one in self.accounts)
+        """Whether every slot has exactly one row, every row its slots, and every schedule can be read."""
+        return not self.faults and not any(one.lacking or one.unreadable for one in self.accounts)
 
     def document(self) -> dict[str, Any]:
         """The JSON document."""
@@ -69,6 +77,8 @@ class Audit:
             "slots": sum(one.slots for one in self.accounts),
             "rows": self.rows,
             "lacking": [_some(one, one.lacking) for one in self.accounts if one.lacking],
+            "wrong": {"count": len(self.faults), "rows": [_wrong(one) for one in self.faults[:_SHOWN]]},
+            "repeated": self.repeated,
             "waiting": [
                 _some(one, one.waiting) | {"status": one.waits} for one in self.accounts if one.waiting
             ],
@@ -82,6 +92,16 @@ def _some(one: Account, slots: Sequence[Millis]) -> dict[str, Any]:
         "schedule": one.schedule,
         "count": len(slots),
         "slots": [iso(slot) for slot in slots[:_SHOWN]],
+    }
+
+
+def _wrong(fault: Fault) -> dict[str, Any]:
+    return {
+        "job_id": fault.job_id,
+        "kind": fault.kind,
+        "run_id": fault.run_id,
+        "slot": iso(fault.slot),
+        "said": fault.said,
     }
 
 
@@ -100,6 +120,7 @@ def account(epoch: Epoch, covered: Sequence[Range], watermark: Millis | None, wa
         job_id=epoch.job_id,
         schedule=words,
         slots=len(due),
+        due=due,
         lacking=[slot for slot in without if slot <= beyond],
         waiting=[slot for slot in without if slot > beyond],
         waits=waits,
@@ -141,15 +162,62 @@ def audit(session: Session, job_id: str | None, since: Millis, until: Millis) ->
         days = min(settings.retention_runs_days, settings.retention_audit_days)
         start = Millis(max(since, session.now - days * _DAY_MS))
         present, histories = _histories(tx, job_id)
-        accounts: list[Account] = []
-        rows = 0
-        for name, epochs in histories.items():
-            covered = tx.slot_ranges(name, start, until)
-            rows += len(covered)
-            accounts += _accounts(epochs, covered, present.get(name), start, until)
         broken = [one.job_id for one in tx.damaged_jobs() if job_id in (None, one.job_id)]
-    accounts += [Account(job_id=name, schedule="", slots=0, unreadable=True) for name in broken]
-    return Audit(since=start, until=until, is_clipped=since < start, accounts=accounts, rows=rows)
+        names = {*histories, *(tx.jobs_with_slot_rows(start, until) if job_id is None else ())}
+        rows = {
+            name: [Row(*row) for row in tx.slot_rows(name, start, until)]
+            for name in sorted(names - {*broken})
+        }
+        changes = {name: tx.schedule_changes(name) for name in rows}
+        overwritten = {
+            name for one in tx.migrations() for name in (one["after"] or {}).get("overwritten") or ()
+        }
+    parts = [
+        _of_job(
+            name,
+            histories.get(name, []),
+            rows[name],
+            present.get(name),
+            changes[name],
+            start,
+            until,
+            forgets=name in overwritten,
+        )
+        for name in rows
+    ]
+    unproved = [Account(job_id=name, schedule="", slots=0, unreadable=True) for name in broken]
+    return Audit(
+        since=start,
+        until=until,
+        is_clipped=since < start,
+        accounts=[one for part in parts for one in part[0]] + unproved,
+        rows=sum(map(len, rows.values())),
+        faults=[fault for part in parts for fault in part[1]],
+        repeated=sum(part[2] for part in parts),
+    )
+
+
+def _of_job(
+    name: str,
+    epochs: Sequence[Epoch],
+    rows: Sequence[Row],
+    job: Job | None,
+    changes: Sequence[Entry],
+    since: Millis,
+    until: Millis,
+    *,
+    forgets: bool,
+) -> tuple[list[Account], list[Fault], int]:
+    """The accounts of a job, the faults of its rows, and how many of those are excused.
+
+    `forgets`: an import overwrote the job, and of its schedule before that nothing is known.
+    """
+    covered = [(row.slots_from, row.scheduled_for) for row in rows]
+    accounts = _accounts(epochs, covered, job, since, until)
+    due = {slot for one in accounts for slot in one.due}
+    known = [row for row in rows if row.scheduled_for > epochs[0].begin] if forgets and epochs else rows
+    faults, excused = slot_faults.of_job(name, known, epochs, due, changes, since=since, until=until)
+    return accounts, faults, excused
 
 
 def _histories(tx: ReadTx, job_id: str | None) -> tuple[dict[str, Job], dict[str, list[Epoch]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from carolctl.clock import iso
 from carolctl.job_history import Entry, Epoch
@@ -19,6 +19,35 @@ Verdict = Literal[
     "ran", "running", "queued", "cancelled", "skipped", "deferred", "paused", "due", "tick_down",
     "will_run", "never_due", "pruned", "no_row",
 ]  # fmt: skip
+
+
+class Try(NamedTuple):
+    """One attempt of a run that ended."""
+
+    attempt: int
+    claimed_at: Millis | None
+    ended_at: Millis
+    duration_ms: int | None
+    failure_reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """For what a queued run waited before its first slot, in milliseconds."""
+
+    #: For the end of other runs of its job, and which.
+    own_ms: int = 0
+    own: Sequence[int] = ()
+    #: While everything was paused, and while the job was.
+    paused_ms: int = 0
+    resting_ms: int = 0
+    #: For a slot, and the runs whose end let it in.
+    cap_ms: int = 0
+    made_way: Sequence[Run] = ()
+
+
+FORESEEN_UNTIL = Millis(7_258_118_400_000)
+"""2200-01-01: where the reckoning of wall clocks ends."""
 
 STALE_MS = 90_000
 """A tick that is older than this is late."""
@@ -50,14 +79,19 @@ class Facts:
     #: All runs that hold a slot now, and the live ones of this job.
     holders: Sequence[Run] = ()
     own: Sequence[Run] = ()
-    #: Those whose end let the run in.
-    made_way: Sequence[Run] = ()
+    wait: Wait = Wait()
+    #: Its attempts that ended.
+    tries: Sequence[Try] = ()
+    #: The run that the tick that skipped the slot had laid out for the slot before it.
+    laid_together: Run | None = None
     cap: int = 2
     spread_ms: int = 0
     #: Until when everything is paused (``forever``); None: it is not.
     all_paused: str | None = None
     pressure: Sequence[str] = ()
     gap: Entry | None = None
+    #: How often pressure put the slot off; and the first and last entries of it.
+    put_off: int = 0
     deferrals: Sequence[Entry] = ()
     #: The pause that the slot lies in.
     pause: Entry | None = None
@@ -98,6 +132,8 @@ def _never_due(facts: Facts) -> str:
         return "it is a manual job: only run-job and events start it"
     if epoch.times is None:
         return f"its schedule cannot be read: {epoch.kind} {epoch.expr}"
+    if facts.asked >= FORESEEN_UNTIL and epoch.kind in ("cron", "daily_at"):
+        return f"schedules are reckoned until {iso(FORESEEN_UNTIL)} only"
     return f"{epoch.kind} {epoch.expr} ({epoch.timezone}) has no slot at {iso(facts.asked)}"
 
 
@@ -117,7 +153,7 @@ def _of_row(facts: Facts, row: Run) -> Story:
         return Story(verdict="cancelled", said=said, causes=_causes(facts, row))
     how = f"{row.status} ({row.failure_reason})" if row.failure_reason else row.status
     began = f"started {iso(row.started_at)}, " if row.started_at is not None else "never started, "
-    said = f"run {row.run_id} {began}{how} {iso(row.completed_at)}{_shared(row)}"
+    said = f"run {row.run_id} {_tried(facts, row)}{began}{how} {iso(row.completed_at)}{_shared(row)}"
     return Story(verdict="ran", said=said + _late(facts, row), causes=_causes(facts, row))
 
 
@@ -127,55 +163,93 @@ def _shared(row: Run) -> str:
     return f"; it stands for {row.coalesced} slots, {iso(row.slots_from)} to {iso(row.scheduled_for)}"
 
 
+def _tried(facts: Facts, row: Run) -> str:
+    """Of a run that was tried again: how often, when first and with what end."""
+    if row.attempt == 1:
+        return ""
+    head = f"was tried {row.attempt} times"
+    first = next((one for one in facts.tries if one.attempt == 1), None)
+    if first is None:
+        return f"{head}; the last time it "
+    began = f"started {_began(first)}" if _began(first) else "never started"
+    return f"{head}: first {began} ({first.failure_reason}), the last time it "
+
+
+def _began(one: Try) -> str | None:
+    return None if one.duration_ms is None else iso(one.ended_at - one.duration_ms)
+
+
 def _late(facts: Facts, row: Run) -> str:
     """Why it did not start at once."""
+    words = [*_gap_and_pressure(facts), *([_waited(facts)] if _waited(facts) else [])]
+    return "".join(f"; {word}" for word in words)
+
+
+def _gap_and_pressure(facts: Facts) -> list[str]:
     words = []
     if facts.gap:
         words.append(
             f"no tick came from {iso(facts.gap['after']['from'])} to {iso(facts.gap['after']['to'])}"
         )
-    if facts.deferrals:
-        words.append(_put_off(facts.deferrals))
-    waited = _waited_ms(row)
-    if waited >= 1000 and row.attempt == 1:
-        ids = ", ".join(str(run.run_id) for run in facts.made_way[:5])
+    return words + ([_put_off(facts)] if facts.deferrals else [])
+
+
+def _put_off(facts: Facts) -> str:
+    first, last = facts.deferrals[0], facts.deferrals[-1]
+    limit = ", until it could be put off no longer" if last["command"] == "deferral_limit" else ""
+    return f"pressure put it off {facts.put_off} times, from {iso(first['at'])} to {iso(last['at'])}{limit}"
+
+
+def _waited(facts: Facts) -> str:
+    wait, parts = facts.wait, []
+    if wait.own_ms >= 1000:
+        ids = ", ".join(str(run_id) for run_id in wait.own[:5])
+        parts.append(f"{wait.own_ms // 1000} s for the end of run {ids} of the same job")
+    if wait.paused_ms >= 1000:
+        parts.append(f"{wait.paused_ms // 1000} s while everything was paused")
+    if wait.resting_ms >= 1000:
+        parts.append(f"{wait.resting_ms // 1000} s while the job was paused")
+    if wait.cap_ms >= 1000:
+        ids = ", ".join(str(run.run_id) for run in wait.made_way[:5])
         behind = f", held by runs {ids}" if ids else ""
-        words.append(f"it waited {waited // 1000} s for a slot{behind}")
-    return "".join(f"; {word}" for word in words)
-
-
-def _put_off(deferrals: Sequence[Entry]) -> str:
-    times = sum(entry["command"] == "deferred" for entry in deferrals)
-    limit = ", until it could be put off no longer" if times < len(deferrals) else ""
-    return f"pressure put it off {times} times, from {iso(deferrals[0]['at'])}{limit}"
-
-
-def _waited_ms(row: Run) -> int:
-    return 0 if row.slot_claimed_at is None else row.slot_claimed_at - row.queued_at
+        parts.append(f"{wait.cap_ms // 1000} s for a slot{behind}")
+    return f"it waited {' and '.join(parts)}" if parts else ""
 
 
 def _causes(facts: Facts, row: Run) -> list[str]:
-    causes = ["tick_gap"] if facts.gap else []
-    causes += ["pressure"] if facts.deferrals else []
-    return causes + (["cap"] if row.attempt == 1 and _waited_ms(row) >= 1000 else [])
+    wait = facts.wait
+    causes = [*_gaps(facts), *(["overlap"] if wait.own_ms >= 1000 else [])]
+    causes += ["paused"] if max(wait.paused_ms, wait.resting_ms) >= 1000 else []
+    return causes + (["cap"] if wait.cap_ms >= 1000 else [])
 
 
 def _skipped(facts: Facts, row: Run) -> Story:
     reason = row.skip_reason or ""
-    overlap = facts.job.overlap if facts.job else "skip"
-    why = _SKIPPED.get(reason, reason).format(overlap=overlap)
-    if reason == "paused" and facts.pause:
-        told = f" ({facts.pause['reason']})" if facts.pause["reason"] else ""
-        why += f" by {facts.pause['actor']} since {iso(facts.pause['at'])}{told}"
-    if reason == "edited" and facts.edit:
-        why += f" by {facts.edit['actor']} at {iso(facts.edit['at'])}"
-    if facts.gap:
-        why += f"; no tick came from {iso(facts.gap['after']['from'])} to {iso(facts.gap['after']['to'])}"
+    why = "; ".join([_why_skipped(facts, reason), *_gap_and_pressure(facts)])
+    rested = ["paused"] if reason == "edited" and facts.pause else []
     return Story(
         verdict="skipped",
         said=f"skipped by row {row.run_id}: {why}{_shared(row)}",
-        causes=[reason, *(["tick_gap"] if facts.gap else []), *(["pressure"] if facts.deferrals else [])],
+        causes=[*rested, reason, *_gaps(facts)],
     )
+
+
+def _why_skipped(facts: Facts, reason: str) -> str:
+    overlap = facts.job.overlap if facts.job else "skip"
+    why = _SKIPPED.get(reason, reason).format(overlap=overlap)
+    if reason == "overlap" and facts.laid_together:
+        slot = iso(facts.laid_together.scheduled_for)
+        return (
+            f"the same tick queued run {facts.laid_together.run_id} for an earlier slot, {slot}"
+            f" (overlap {overlap})"
+        )
+    if reason in ("paused", "edited") and facts.pause:
+        told = f" ({facts.pause['reason']})" if facts.pause["reason"] else ""
+        rest = f"{_SKIPPED['paused']} by {facts.pause['actor']} since {iso(facts.pause['at'])}{told}"
+        why = rest if reason == "paused" else f"{rest}, and before it was resumed {why.split(' before')[0]}"
+    if reason == "edited" and facts.edit:
+        why += f" by {facts.edit['actor']} at {iso(facts.edit['at'])}"
+    return why
 
 
 def _queued(facts: Facts, row: Run) -> Story:
@@ -287,3 +361,13 @@ def _to_come(facts: Facts, wake: int) -> Story:
 def documents_of(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Audit entries as JSON, their instants in ISO 8601."""
     return [entry | {"at": iso(entry["at"])} for entry in entries]
+
+
+def try_document(one: Try) -> dict[str, Any]:
+    """An attempt as JSON."""
+    return {
+        "attempt": one.attempt,
+        "started_at": _began(one),
+        "ended_at": iso(one.ended_at),
+        "failure_reason": one.failure_reason,
+    }

@@ -7,17 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from carolctl import global_pause, job_history, jobs, places, run_view, slot_story, timing
+from carolctl import global_pause, job_history, jobs, places, run_view, slot_story, slot_waits, timing
 from carolctl.clock import iso
 from carolctl.errors import NotFound
 from carolctl.job_history import Entry, Epoch
 from carolctl.model import OCCUPYING, Job, Millis, Run
 from carolctl.session import Session
-from carolctl.slot_story import Facts, Story
+from carolctl.slot_story import Facts, Story, Try, Wait
+from carolctl.slot_waits import Span
 from carolctl.store.tx import ReadTx
 
 _MINUTE = 60_000
 _DAY_MS = 86_400_000
+#: The beat of the tick, and a second.
+_TICK_MS = 31_000
+
+Rest = tuple[Millis, Millis, Entry]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,8 @@ class Answer:
             "watermark": iso(facts.job.last_scheduled_for) if facts.job else None,
             "run": run_view.document(facts.row) if facts.row else None,
             "holders": [run_view.document(run) for run in self.holders()],
+            "tries": [slot_story.try_document(one) for one in facts.tries],
+            "put_off": facts.put_off,
             "evidence": slot_story.documents_of(self.evidence()),
         }
 
@@ -58,7 +65,7 @@ class Answer:
         row = self.facts.row
         if row is not None and row.status == "queued":
             return self.facts.holders
-        return self.facts.made_way if "cap" in self.story.causes else ()
+        return self.facts.wait.made_way if "cap" in self.story.causes else ()
 
 
 def why(session: Session, job_id: str, asked: Millis | None) -> Answer:
@@ -99,7 +106,9 @@ def _facts(
     row = None if slot is None else tx.slot_row(job_id, slot)
     settings, live = session.settings(tx), tx.live_runs()
     until = row.queued_at if row else session.now
-    pauses = job_history.pauses(changes, session.now)
+    put_off, deferrals = (0, []) if slot is None else tx.deferrals(job_id, slot, until)
+    rests = job_history.pauses(changes, session.now)
+    tries = [Try(*found) for found in tx.attempts_of(row.run_id)] if row else []
     paused_until = tx.meta(global_pause.KEY)
     return Facts(
         job_id=job_id,
@@ -112,14 +121,17 @@ def _facts(
         row=row,
         holders=[run for run in live if run.status in OCCUPYING],
         own=[run for run in live if run.job_id == job_id and run != row],
-        made_way=_made_way(tx, row),
+        wait=_wait(tx, row, tries, rests, session.now, alone=job is None or job.overlap != "allow"),
+        tries=tries,
+        laid_together=_laid_together(tx, row),
         cap=settings.max_concurrent,
         spread_ms=timing.spread_ms(job) if job else 0,
         all_paused=paused_until if global_pause.in_force(paused_until, session.now) else None,
         pressure=tx.pressure_sources(session.now),
         gap=_gap(tx, slot, until, session.now),
-        deferrals=[] if slot is None else tx.deferrals(job_id, slot, until),
-        pause=next((why for begin, end, why in pauses if slot and begin < slot <= end), None),
+        put_off=put_off,
+        deferrals=deferrals,
+        pause=_pause(rests, slot, row),
         edit=next(
             (e for e in changes if e["command"] == "edit-job" and epoch and e["at"] == epoch.end), None
         ),
@@ -163,10 +175,63 @@ def _nearest(epoch: Epoch | None, instant: Millis) -> tuple[Millis | None, Milli
     )
 
 
-def _made_way(tx: ReadTx, row: Run | None) -> list[Run]:
-    if row is None or row.slot_claimed_at is None or row.slot_claimed_at - row.queued_at < 1000:
-        return []
-    return [run for run in tx.released_between(row.queued_at, row.slot_claimed_at) if run != row]
+def _pause(rests: Sequence[Rest], slot: Millis | None, row: Run | None) -> Entry | None:
+    """The pause that the slot lies in, or of which the beginning laid it down as skipped."""
+    if slot is None or (row is not None and row.skip_reason not in ("paused", "edited")):
+        return None
+    if row is not None and row.skip_reason == "paused":
+        return next((why for begin, end, why in rests if begin <= row.queued_at <= end), None)
+    return next((why for begin, end, why in rests if begin <= slot <= end), None)
+
+
+def _laid_together(tx: ReadTx, row: Run | None) -> Run | None:
+    if row is None or row.skip_reason != "overlap" or row.slots_from is None:
+        return None
+    before = tx.slot_row_before(row.job_id, row.slots_from)
+    return before if before and before.status != "skipped" and before.queued_at == row.queued_at else None
+
+
+def _wait(
+    tx: ReadTx, row: Run | None, tries: Sequence[Try], rests: Sequence[Rest], now: Millis, *, alone: bool
+) -> Wait:
+    """What it waited for before its first slot: pauses and own runs first, and only what is left for the cap.
+
+    `alone`: the job holds one slot at a time.
+    """
+    if row is None:
+        return Wait()
+    claimed = tries[0].claimed_at if tries and tries[0].attempt == 1 else row.slot_claimed_at
+    if claimed is None or claimed - row.queued_at < 1000 or (row.attempt > 1 and not tries):
+        return Wait()
+    begin, whole = row.queued_at, [(int(row.queued_at), int(claimed))]
+    ends = tx.ends_of_job(row.job_id, begin, claimed) if alone else []
+    own = [end for end in ends if end[0] != row.run_id]
+    paused = slot_waits.pauses(tx.pauses_of_all(begin), now)
+    resting = slot_waits.full([(since, until) for since, until, _ in rests], 1)
+    behind = slot_waits.full([(since, until) for _, since, until in own], 1)
+    after_pause = slot_waits.minus(whole, paused)
+    after_rest = slot_waits.minus(after_pause, resting)
+    left = slot_waits.minus(after_rest, behind)
+    # What is left after a pause or an own run is the time until the next tick, unless it is longer.
+    for_slot = [one for one in left if one[0] == begin or one[1] - one[0] > _TICK_MS]
+    return Wait(
+        own_ms=slot_waits.total(after_rest) - slot_waits.total(left),
+        own=sorted({end[0] for end in own}),
+        paused_ms=slot_waits.total(whole) - slot_waits.total(after_pause),
+        resting_ms=slot_waits.total(after_pause) - slot_waits.total(after_rest),
+        cap_ms=slot_waits.total(for_slot),
+        made_way=_made_way(tx, row, claimed, for_slot),
+    )
+
+
+def _made_way(tx: ReadTx, row: Run, claimed: Millis, for_slot: Sequence[Span]) -> list[Run]:
+    """Those that held a slot while it waited for one."""
+    held = [run for run in tx.released_between(row.queued_at, claimed) if run != row]
+    return [
+        run
+        for run in held
+        if any((run.slot_claimed_at or 0) < high and low < (run.completed_at or 0) for low, high in for_slot)
+    ]
 
 
 def _gap(tx: ReadTx, slot: Millis | None, until: Millis, now: Millis) -> Entry | None:

@@ -82,7 +82,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "evidence_commands": {
         "why": "Say what became of a slot, or will, and show the rows that prove it.",
-        "audit": "Prove that no slot of a period lacks its row, or say which do.",
+        "audit": "Prove that every slot of a period has exactly one row, or say which do not.",
         "stats": "Show waits, durations, lateness, turns and failures, and how they change.",
     },
     "outlook_commands": {

@@ -92,7 +92,7 @@ def _in_words(entry: dict[str, object]) -> str:
     "audit",
     epilog=help_epilog(
         "carolctl audit --since 7d --json",
-        x1="a slot lacks its row, or a schedule cannot be read: it says which",
+        x1="a slot lacks its row or has two, a row is wrong, or a schedule cannot be read: it says which",
         x2="a time that cannot be read",
         x66="no such job, no job store",
     ),
@@ -107,7 +107,7 @@ def audit(
     db: Db = None,
     as_json: Json = False,
 ) -> int:
-    """Prove that no slot of a period lacks its row, or say which do.
+    """Prove that every slot of a period has exactly one row, or say which do not, and which rows are wrong.
 
     What was due is computed anew from the schedules and from what the audit log says of edits, and held against the
     rows of runs and skips. Slots that wait for a tick, or lie in a pause that lasts, are counted apart.
@@ -152,13 +152,25 @@ def _print_audit(found: Audit) -> None:
         render.table(None, columns, rows)
     for name in document["unreadable"]:
         render.line(f"FAIL: {name}: its schedule or row cannot be read, so nothing is proved", "bad")
+    for fault in found.faults[:_FAULTS_SHOWN]:
+        slot = clock.iso(fault.slot)
+        render.line(f"FAIL: {fault.job_id}: row {fault.run_id} at {slot} ({fault.kind}): {fault.said}", "bad")
+    if len(found.faults) > _FAULTS_SHOWN:
+        print_lines(
+            [f"and {len(found.faults) - _FAULTS_SHOWN:,} more rows that are wrong (--json shows 100)"]
+        )
+    if found.repeated:
+        print_lines(
+            [f"{found.repeated:,} rows are of slots that came due twice, since the clock was set back"]
+        )
     lacking = sum(len(one.lacking) for one in found.accounts)
     if lacking:
         render.line(f"FAIL: {lacking:,} slots lack their row (carolctl why JOB --at SLOT)", "bad")
     elif found.holds:
-        render.line("pass: no slot lacks its row", "good")
+        render.line("pass: no slot lacks its row, and no row is doubled or without its slots", "good")
 
 
+_FAULTS_SHOWN = 20
 _WAITS = {"paused": "paused", "due": "waits for tick", "removed": "job removed"}
 
 
@@ -304,4 +316,12 @@ def _print_advice(found: Stats) -> None:
         "keep": "keep it",
         "too_early": "no advice yet",
     }[cap.advice]
-    print_lines([f"cap {cap.cap}: {what} ({cap.because})"])
+    seen = cap.evidence
+    print_lines(
+        [
+            f"cap {cap.cap}: {what} ({cap.because})",
+            f"evidence of 7 days: {seen.firings:,} firings; at most {seen.peak} at once; waited over a minute:"
+            f" {seen.waited:,} for the cap, {seen.waited_otherwise:,} for their own job or a pause; put off by"
+            f" pressure: {seen.deferred:,}; rate-limited or out of memory: {seen.strained:,}",
+        ]
+    )

@@ -17,6 +17,7 @@ from carolctl.model import Millis
 from carolctl.simulation import Expected, Outlook
 
 MOST_JOBS = 40
+_DAY_MS = 86_400_000
 _NAME = 24
 
 
@@ -42,7 +43,7 @@ def print_gantt(outlook: Outlook) -> None:
     for job_id, expected in chosen[:MOST_JOBS]:
         print(_label(job_id, name) + _line(expected, outlook, width, signs))  # noqa: T201
     if len(chosen) > MOST_JOBS:
-        print(f"and {len(chosen) - MOST_JOBS} more jobs (--json and --plot show all)")  # noqa: T201
+        print(f"and {len(chosen) - MOST_JOBS} more jobs (--json shows all)")  # noqa: T201
     print(_label("slots taken", name) + _taken(outlook, width, signs))  # noqa: T201
     print(" " * name + axis(outlook, width))  # noqa: T201
     legend = (
@@ -68,7 +69,7 @@ def _line(expected: Sequence[Expected], outlook: Outlook, width: int, signs: Sig
     cells = [signs.none] * width
     for one in expected:
         if one.skip_reason is not None:
-            _paint(cells, one.queued_at, one.queued_at + 1, outlook, signs.skipped)
+            _paint(cells, one.queued_at, (one.skips_until or one.queued_at) + 1, outlook, signs.skipped)
             continue
         _paint(cells, one.queued_at, one.start or outlook.until, outlook, signs.waits)
     for one in expected:
@@ -110,16 +111,19 @@ def _taken(outlook: Outlook, width: int, signs: Signs) -> str:
 
 
 def axis(outlook: Outlook, width: int) -> str:
-    """Times of day in UTC, as many as have room."""
-    text = ""
-    while len(text) + 6 <= width:
+    """Times in UTC, as many as have room; with their dates where it is longer than a day."""
+    dated = outlook.until - outlook.begin > _DAY_MS
+    room, text = 15 if dated else 12 if width >= 60 else 8, ""
+    while len(text) + (12 if dated else 6) <= width:
         at = outlook.begin + (outlook.until - outlook.begin) * len(text) // width
-        text += _clock(Millis(at)).ljust(12 if width >= 60 else 8)
+        text += moment(Millis(at), dated=dated).ljust(room)
     return text[:width].rstrip()
 
 
-def _clock(at: Millis) -> str:
-    return (iso(at - at % 60_000) or "")[11:16] + "Z"
+def moment(at: Millis, *, dated: bool) -> str:
+    """A minute in UTC, after its month and day if so wished."""
+    told = iso(at - at % 60_000) or ""
+    return (told[5:10] + " " if dated else "") + told[11:16] + "Z"
 
 
 def _each(outlook: Outlook, width: int) -> str:

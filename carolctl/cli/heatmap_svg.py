@@ -43,9 +43,12 @@ def write(path: str, found: Check) -> None:
 def write_whole(path: str, text: str) -> None:
     """Write a picture to `path`, whole or not at all.
 
-    Raises `UsageError` for what is no regular file, `NotFound` for a missing folder, `NotPermitted`, `DiskFull`.
+    Raises `UsageError` for what is no regular file or not named as SVG, `NotFound` for a missing folder,
+    `NotPermitted`, `DiskFull`.
     """
     require_unlocked("writing a picture")
+    if not path.lower().endswith(".svg"):
+        raise UsageError(f"{path[-200:]} is not named as SVG, which is what is written", field="plot")
     if os.path.lexists(path) and not os.path.isfile(path):
         raise UsageError(f"{path[:200]} is no regular file", field="plot")
     partial = f"{path}.{os.getpid()}.partial"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from carolctl import job_values
@@ -40,6 +40,7 @@ def document(job: Job) -> dict[str, Any]:
 
 def full_document(job: Job) -> dict[str, Any]:
     """A job with every column by its name, and its schedule and action as objects."""
+    job = _shown(job)
     values = {field.name: _plain(field.name, getattr(job, field.name)) for field in fields(Job)}
     action = job_values.showable(job.action)
     return values | {
@@ -47,6 +48,11 @@ def full_document(job: Job) -> dict[str, Any]:
         "action_kind": action_kind(action),
         "action": {"kind": action_kind(action), **action_document(action)},
     }
+
+
+def _shown(job: Job) -> Job:
+    """A job that rests has no next firing, whatever wake-up it had when it was paused."""
+    return job if job.status == "active" else replace(job, next_fire_at=None)
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -70,6 +76,7 @@ def print_jobs(jobs: Sequence[Job], damaged: Sequence[DamagedJob]) -> None:
 
 
 def _row(job: Job) -> render.Row:
+    job = _shown(job)
     return (
         job.job_id,
         schedule_text(job),
@@ -137,6 +144,7 @@ def print_job(job: Job, upcoming: Sequence[tuple[Millis, Millis]], runs: Sequenc
 
 
 def _facts(job: Job) -> list[tuple[str, object]]:
+    job = _shown(job)
     shown = full_document(job)
     for name in ("schedule", "schedule_kind", "schedule_expr", "schedule_compiled", "action", "action_kind"):
         del shown[name]

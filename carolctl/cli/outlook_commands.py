@@ -49,7 +49,8 @@ def forecast(
     """Show what will run in the coming hours under the cap: starts, waits and the peak.
 
     The ticks are played forward by the rules of the tick itself, a run taking the median of its job's latest
-    durations. Pressure, failures and runs by hand are not foreseen.
+    durations of those that ended well. Pressure, failures and runs by hand are not foreseen. Where there is too much to
+    foresee it ends early, says when, and gives figures of that time alone.
     """
     from carolctl import outlook
     from carolctl.schedule import parse_duration
@@ -64,8 +65,8 @@ def forecast(
         gantt_svg.write(plot, found)
     for job_id in found.unreadable():
         warn(f"{job_id} is left out: its row or schedule cannot be read")
-    if found.outlook.is_cut:
-        warn("there is too much to foresee: the end is cut off")
+    if (cut := found.cut()) and as_json:
+        warn(cut)
     print_json(found.document()) if as_json else _print_forecast(found)
 
 
@@ -75,6 +76,8 @@ def _print_forecast(found: Forecast) -> None:
     if found.paused is not None:
         until = clock.iso(int(found.paused)) if found.paused.isdigit() else "carolctl resume"
         render.line(f"WARNING: everything is paused until {until}", "warn")
+    if cut := found.cut():
+        render.line(f"WARNING: {cut}", "warn")
     if found.outlook.cap == 0:
         render.line("WARNING: the cap is 0: nothing fires", "warn")
     if not found.outlook.expected:
@@ -121,12 +124,13 @@ def _summary(found: Forecast) -> list[tuple[str, object]]:
 
     outlook = found.outlook
     running, queued = simulation.running_peak(outlook), simulation.queue_peak(outlook)
+    when = "" if running.at is None else f" at {render.moment(running.at)}"
     skipped = sum(one.coalesced for one in outlook.expected if one.skip_reason)
     waiting = f"{queued.count} wait at {render.moment(queued.at)}" if queued.count else "nothing waits"
     full = f"{simulation.full_ms(outlook) // 60_000} min with all slots taken"
     lines: list[tuple[str, object]] = [
         ("runs", f"{len(outlook.starts())}; slots skipped: {skipped}"),
-        ("peak", f"{running.count} of {outlook.cap} slots at {render.moment(running.at)}; {full}"),
+        ("peak", f"{running.count} of {outlook.cap} slots{when}; {full}"),
         ("waits", f"{waiting}; the longest takes {found.longest_wait_ms() // 1000} s"),
     ]
     unknown = found.unmeasured()

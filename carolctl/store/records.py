@@ -112,13 +112,13 @@ class RecordReads:
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
     def recent_durations_ms(self, job_id: str, *, limit: int = 20) -> list[int]:
-        """How long the latest attempts of a job took, newest first."""
+        """How long the latest attempts of a job took, newest first: those that ended well, or if none did, all."""
         rows = self._connection.execute(
-            "SELECT duration_ms FROM schedule_firing_metrics WHERE job_id = ? AND duration_ms IS NOT NULL"
-            " ORDER BY completed_at DESC LIMIT ?",
+            "SELECT duration_ms, failure_reason IS NULL FROM schedule_firing_metrics"
+            " WHERE job_id = ? AND duration_ms IS NOT NULL ORDER BY completed_at DESC LIMIT ?",
             (job_id, limit),
-        )
-        return [duration for (duration,) in rows.fetchall()]
+        ).fetchall()
+        return [duration for duration, ended_well in rows if ended_well] or [duration for duration, _ in rows]
 
     def turns_of_profile(self, agent_profile: str, *, limit: int) -> list[int]:
         """The turns of the latest attempts that reported any, of all jobs with that profile."""

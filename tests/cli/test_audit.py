@@ -12,6 +12,7 @@ from carolctl.clock import iso
 from carolctl.model import FailureClass, Job, Millis
 from carolctl.said import Said
 from carolctl.slot_audit import Audit
+from carolctl.store.records import AuditEntry
 from tests.builders import DAY, HOUR, MINUTE, T0, Carol, job
 from tests.fleet import Fleet
 
@@ -122,6 +123,8 @@ def test_a_month_of_100_jobs_with_failures_outages_pauses_edits_and_clock_steps_
     found = audited(fleet)
     print(found.rows, sum(one.slots for one in found.accounts), month.done)
     assert [(one.job_id, one.lacking[:3]) for one in found.accounts if one.lacking] == []
+    assert found.faults == []
+    assert found.holds
     assert sum(one.slots for one in found.accounts) > 10_000
     with fleet.store.write() as tx:
         [(run_id, job_id, slot)] = tx._connection.execute(
@@ -203,3 +206,99 @@ def test_a_damaged_job_is_said_by_each_of_the_commands_and_stops_none(fleet: Fle
     odd = carol("why", "odd", "--json", **env)
     assert (odd.code, odd.json()["verdict"]) == (0, "never_due")
     assert carol("stats", **env).code == 0
+
+
+@pytest.fixture
+def accounted(fleet: Fleet) -> Fleet:
+    """An hourly job: rows 1 to 3 ran at 01:00 to 03:00, row 4 stands for 04:00 to 08:00, row 5 ran at 09:00."""
+    fleet.add(job())
+    for hour in (1, 2, 3, 8, 9):
+        fleet.at(T0 + hour * HOUR + (10 * MINUTE if hour == 8 else 0)).tick()
+        fleet.end_all()
+    assert audited(fleet).holds
+    return fleet
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        # A row of its own for a slot that a wide row stands for.
+        ("INSERT INTO runs (job_id, source, scheduled_for, slots_from, status, queued_at, completed_at)"
+         " VALUES ('nightly', 'scheduled', :t + 6 * :h, :t + 6 * :h, 'completed', 1, 1)",
+         ("doubled", 6, "06:00")),
+        # Wide rows that lie over others.
+        ("UPDATE runs SET slots_from = slots_from - 2 * :h, coalesced = 7 WHERE run_id = 4",
+         ("doubled", 3, "03:00")),
+        ("UPDATE runs SET coalesced = 99, slots_from = slots_from - 150 * 60000 WHERE run_id = 4",
+         ("no_slot", 4, "01:30")),
+        ("INSERT INTO runs (job_id, source, scheduled_for, slots_from, status, queued_at, completed_at)"
+         " VALUES ('nightly', 'scheduled', :t + 390 * 60000, :t + 390 * 60000, 'completed', 1, 1)",
+         ("no_slot", 6, "06:30")),
+        ("UPDATE runs SET coalesced = 99 WHERE run_id = 4", ("miscounted", 4, "08:00")),
+        ("UPDATE runs SET coalesced = 2 WHERE run_id = 1", ("miscounted", 1, "01:00")),
+        ("UPDATE runs SET status = 'skipped', skip_reason = 'overlap' WHERE run_id = 2",
+         ("ran_though_skipped", 2, "02:00")),
+        ("UPDATE runs SET job_id = 'nobody' WHERE run_id = 2", ("no_schedule", 2, "02:00")),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_doubled_or_has_no_slot_or_counts_wrong_is_named_with_its_slot(
+    accounted: Fleet, carol: Carol, change: str, wrong: tuple[str, int, str]
+) -> None:
+    with accounted.store.write() as tx:
+        tx._connection.execute(change, {"t": T0, "h": HOUR})
+    env = {"CAROL_NOW": str(iso(accounted.now)), "COLUMNS": "160"}
+    found = carol("audit", "--json", **env)
+    told = [(one["kind"], one["run_id"], one["slot"][11:16]) for one in found.json()["wrong"]["rows"]]
+    assert found.code == 1
+    assert wrong in told
+    assert found.json()["wrong"]["count"] == len(told) <= 3
+    plain = carol("audit", **env)
+    assert plain.code == 1
+    assert f"row {wrong[1]} at 2026-01-01T{wrong[2]}:00Z ({wrong[0]})" in plain.out
+
+
+def test_rows_from_before_all_that_an_emptied_audit_log_knows_are_said_to_have_no_schedule(
+    fleet: Fleet,
+) -> None:
+    fleet.add(job("edited"), job("gone"))
+    fleet.at(T0 + HOUR).tick()
+    fleet.end_all()
+    fleet.at(T0 + 90 * MINUTE)
+    jobs.edit(fleet.session(), "edited", Said(cron="30 * * * *"))
+    jobs.remove(fleet.session(), "gone", cancel=False)
+    assert audited(fleet).holds
+    with fleet.store.write() as tx:
+        tx._connection.execute("DELETE FROM audit_log")
+    found = audited(fleet)
+    assert [(one.job_id, one.kind) for one in found.faults] == [
+        ("edited", "no_schedule"),
+        ("gone", "no_schedule"),
+    ]
+
+
+def test_slots_that_come_due_twice_since_the_clock_was_set_back_are_counted_and_no_fault(
+    fleet: Fleet,
+) -> None:
+    fleet.add(job())
+    for hour in (1, 60, 30, 31, 32):
+        fleet.at(T0 + hour * HOUR).tick()
+        fleet.end_all()
+    found = audited(fleet)
+    assert found.faults == []
+    assert found.repeated >= 3
+    assert found.holds
+
+
+def test_rows_from_before_an_import_that_overwrote_the_job_are_not_judged(accounted: Fleet) -> None:
+    fleet = accounted
+    with fleet.store.write() as tx:
+        tx._connection.execute("UPDATE scheduled_jobs SET anchor_at = :t", {"t": fleet.now})
+    assert not audited(fleet).holds
+    with fleet.store.write() as tx:
+        tx.audit(
+            AuditEntry(
+                at=fleet.now, actor="tester", command="migrate-jobs", subject="scheduled_jobs",
+                after={"overwritten": ["nightly"]},
+            )
+        )  # fmt: skip
+    assert audited(fleet).holds

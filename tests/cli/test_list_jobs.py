@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import T0, Carol, Result, add_jobs, job
+from tests.builders import HOUR, T0, Carol, Result, add_jobs, job
 from tests.cli.test_job_commands import damage
 
 Inside = Callable[..., Result]
@@ -190,3 +190,13 @@ def test_a_reader_that_goes_away_is_no_traceback(carol: Carol, home: Path) -> No
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(timeout=20) != 0
+
+
+def test_a_paused_job_has_no_next_firing_whatever_wake_up_it_had(home: Path, carol: Carol) -> None:
+    add_jobs(home, job(status="paused", paused_reason="3 failures in a row", next_fire_at=T0 + HOUR))
+    [listed] = carol("list-jobs", "--json").json()["jobs"]
+    assert (listed["status"], listed["next_fire_at"]) == ("paused", None)
+    shown = carol("show-job", "nightly", "--json", CAROL_NOW="2026-01-01T00:30:00Z").json()
+    assert shown["next_fire_at"] is None
+    assert shown["next"][0] == "2026-01-01T01:00:00Z"
+    assert "2026-01-01 01:00" not in carol("list-jobs", COLUMNS="160").out

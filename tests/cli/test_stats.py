@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from carolctl import prune
+from carolctl import jobs, prune
 from carolctl.clock import iso
+from carolctl.firing_stats import CapAdvice
 from carolctl.model import Millis
 from carolctl.stats import stats
 from carolctl.store.runs import RunFilter
@@ -59,6 +60,67 @@ def test_after_a_week_of_waits_the_cap_is_to_be_raised_and_is_not(fleet: Fleet) 
         assert "schedule.max_concurrent" not in tx.settings_table()
 
 
+def advice_of(fleet: Fleet) -> CapAdvice:
+    advice = stats(fleet.session(), None, None).cap
+    assert advice is not None
+    return advice
+
+
+def test_waits_behind_a_run_of_the_same_job_are_no_reason_to_raise_the_cap(fleet: Fleet) -> None:
+    fleet.add(job("slow", overlap="queue", max_run_duration_sec=7200), job("brief", cron="20 * * * *"))
+    for hour in range(1, 24 * 7 + 4):
+        fleet.at(T0 + hour * HOUR).tick()
+        # What ran since the hour before ends, and the firing that waited for it begins.
+        fleet.at(fleet.now + 10 * MINUTE)
+        fleet.end_together(dict.fromkeys(sorted(fleet.running) if hour > 1 else ()))
+        fleet.at(fleet.now + 10 * MINUTE).tick()
+        brief = [number for number, one in fleet.running.items() if one.run.job_id == "brief"]
+        fleet.at(fleet.now + MINUTE).end_together(dict.fromkeys(brief))
+    advice = advice_of(fleet)
+    seen = advice.evidence
+    assert (advice.advice, seen.waited, seen.peak) == ("keep", 0, 2)
+    assert seen.waited_otherwise / seen.firings == pytest.approx(0.5, abs=0.02)
+
+
+def test_waits_for_the_end_of_a_pause_are_no_reason_to_raise_the_cap(fleet: Fleet) -> None:
+    fleet.add(job("a"), job("b"), job("c"))
+    for hour in range(1, 24 * 7 + 2):
+        fleet.at(T0 + hour * HOUR).tick()
+        fleet.at(fleet.now + 10_000)
+        jobs.pause_all(fleet.session(), until=Millis(fleet.now + 20 * MINUTE), reason=None)
+        fleet.at(fleet.now + 15 * MINUTE)
+        fleet.end_together(dict.fromkeys(sorted(fleet.running)))
+        fleet.at(fleet.now + 6 * MINUTE).tick()
+        fleet.at(fleet.now + MINUTE).end_all()
+    advice = advice_of(fleet)
+    seen = advice.evidence
+    assert (advice.advice, seen.waited, seen.peak) == ("keep", 0, 2)
+    assert seen.waited_otherwise / seen.firings == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_an_hour_of_pressure_puts_off_one_firing_of_a_job_however_often_it_is_looked_at(fleet: Fleet) -> None:
+    fleet.add(job("a"), job("b"))
+    live_for(fleet, 24 * 7, minutes=10)
+    with fleet.store.write() as tx:
+        tx.hold_pressure("chat", now=fleet.now, until=Millis(fleet.now + 110 * MINUTE))
+    begin = fleet.at(fleet.now + 50 * MINUTE).now
+    looks = 0
+    for second in range(0, 63 * 60, 30):
+        looks += len(fleet.at(begin + second * 1000).tick().deferred)
+    assert looks > 200
+    fleet.end_all()
+    advice = advice_of(fleet)
+    assert (advice.advice, advice.evidence.deferred) == ("keep", 2)
+
+
+def test_no_advice_rests_on_a_few_firings_in_the_week(fleet: Fleet, carol: Carol) -> None:
+    fleet.add(job("seldom", cron="0 */12 * * *"))
+    live_for(fleet, 24 * 8, minutes=10)
+    told = carol("stats", CAROL_NOW=str(iso(fleet.now))).out
+    assert "no advice yet (50 firings in 7 days are needed, there were 15)" in told
+    assert "15 firings; at most 1 at once" in " ".join(told.split())
+
+
 def test_a_drifting_job_is_warned_of_in_the_list(fleet: Fleet) -> None:
     fleet.add(job("slow", max_run_duration_sec=1200))
     live_for(fleet, 3, minutes=17)
@@ -107,9 +169,11 @@ class Explained:
 def test_list_runs_why_and_stats_of_one_job_walk_through_no_table(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fleet.add(job())
+    fleet.add(job(overlap="queue", max_run_duration_sec=7200))
     fleet.at(T0 + HOUR).tick()
-    fleet.end_all()
+    fleet.at(T0 + 2 * HOUR).tick()
+    # The second one waits for the first, and then for nobody.
+    fleet.at(T0 + 2 * HOUR + MINUTE).end_all()
     seen: list[Explained] = []
     make = ReadTx.__init__
 
@@ -124,7 +188,7 @@ def test_list_runs_why_and_stats_of_one_job_walk_through_no_table(
     why(session, "nightly", None)
     stats(session, "nightly", Millis(T0))
     steps = [step for one in seen for _, step in one.plans]
-    assert len(steps) > 10
+    assert len(steps) > 20
     large = r"SCAN (runs|schedule_firing_metrics|audit_log|events|scheduled_jobs)\b"
     walks = [step for step in steps if re.match(large, step) and "runs_live" not in step]
     assert walks == []

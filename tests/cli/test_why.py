@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from carolctl import jobs
+from carolctl import clock, jobs
 from carolctl.clock import iso
 from carolctl.model import Millis
 from carolctl.said import Said
@@ -151,6 +151,124 @@ def test_a_queued_slot_names_the_cap_and_the_runs_that_hold_the_slots(fleet: Fle
     answer = ask(fleet, T0 + HOUR, "c")
     assert verdict(answer) == ("ran", ["cap"])
     assert "waited 90 s for a slot, held by runs " in answer.story.said
+
+
+def test_a_wait_behind_a_run_of_the_same_job_is_told_as_that_and_not_as_one_for_the_cap(
+    fleet: Fleet,
+) -> None:
+    fleet.monkeypatch.setenv("SCHEDULE_MAX_CONCURRENT", "5")
+    fleet.add(job(overlap="queue", max_run_duration_sec=7200), job("other"))
+    fleet.at(T0 + HOUR).tick()
+    fleet.at(T0 + 2 * HOUR).tick()
+    assert verdict(ask(fleet, T0 + 2 * HOUR)) == ("queued", ["overlap"])
+    fleet.at(T0 + 2 * HOUR + 4 * MINUTE).end_together(dict.fromkeys(sorted(fleet.running)))
+    assert verdict(ask(fleet, T0 + 2 * HOUR)) == ("running", ["overlap"])
+    fleet.end_all()
+    answer = ask(fleet, T0 + 2 * HOUR)
+    assert verdict(answer) == ("ran", ["overlap"])
+    assert "it waited 240 s for the end of run 1 of the same job" in answer.story.said
+    assert "for a slot" not in answer.story.said
+    assert answer.document()["holders"] == []
+
+
+def test_a_wait_for_the_end_of_a_pause_of_everything_is_told_as_that(fleet: Fleet) -> None:
+    fleet.add(*(job(name) for name in ("a", "b", "c")))
+    fleet.at(T0 + HOUR).tick()
+    fleet.at(T0 + HOUR + 10 * SEC)
+    jobs.pause_all(fleet.session(), until=Millis(T0 + 90 * MINUTE), reason=None)
+    fleet.at(T0 + HOUR + 20 * SEC).end_together({1: None, 2: None})
+    fleet.at(T0 + 90 * MINUTE + 20 * SEC).tick()
+    fleet.end_all()
+    answer = ask(fleet, T0 + HOUR, "c")
+    assert verdict(answer) == ("ran", ["paused", "cap"])
+    assert "it waited 1790 s while everything was paused and 10 s for a slot" in answer.story.said
+    # The time until the tick is nobody's fault.
+    assert sorted(run.run_id for run in answer.holders()) == [1, 2]
+
+
+def test_a_wait_while_its_own_job_was_paused_is_told_as_that(fleet: Fleet) -> None:
+    fleet.add(*(job(name) for name in ("a", "b", "c")))
+    fleet.at(T0 + HOUR).tick()
+    jobs.pause(fleet.session(), "c", "a look at it")
+    fleet.at(T0 + HOUR + 5 * SEC).end_together({1: None, 2: None})
+    fleet.at(T0 + HOUR + 300 * SEC)
+    jobs.resume(fleet.session(), "c")
+    fleet.tick()
+    fleet.end_all()
+    answer = ask(fleet, T0 + HOUR, "c")
+    assert verdict(answer) == ("ran", ["paused"])
+    assert "it waited 300 s while the job was paused" in answer.story.said
+
+
+def test_an_hour_of_pressure_is_counted_whole_and_its_limit_is_among_the_evidence(fleet: Fleet) -> None:
+    fleet.add(job(), job("often", cron="*/30 * * * *"))
+    with fleet.store.write() as tx:
+        tx.hold_pressure("chat", now=fleet.now, until=Millis(T0 + DAY))
+    for beat in range(121):
+        fleet.at(T0 + HOUR + beat * 30 * SEC).tick()
+    fleet.end_all()
+    answer = ask(fleet, T0 + HOUR)
+    assert verdict(answer) == ("ran", ["pressure"])
+    words = "pressure put it off 120 times, from 2026-01-01T01:00:00Z to 2026-01-01T02:00:00Z"
+    assert f"{words}, until it could be put off no longer" in answer.story.said
+    assert answer.document()["put_off"] == 120
+    assert answer.evidence()[-1]["command"] == "deferral_limit"
+    assert len(answer.evidence()) == 20
+    often = ask(fleet, T0 + 90 * MINUTE, "often")
+    assert verdict(often) == ("skipped", ["overlap", "pressure"])
+    assert "the same tick queued run " in often.story.said
+    assert "for an earlier slot, 2026-01-01T00:30:00Z (overlap skip)" in often.story.said
+    assert "pressure put it off " in often.story.said
+    assert "still alive" not in often.story.said
+
+
+def test_a_slot_at_the_second_of_its_pause_names_who_paused_and_why(fleet: Fleet) -> None:
+    fleet.add(job())
+    fleet.at(T0 + 2 * HOUR)
+    jobs.pause(fleet.session(), "nightly", "the disk is full")
+    # Of the slot an hour before no tick had come either: it too was laid down by the pause.
+    for slot in (1, 2):
+        answer = ask(fleet, T0 + slot * HOUR)
+        assert verdict(answer) == ("skipped", ["paused"])
+        assert "paused by tester since 2026-01-01T02:00:00Z (the disk is full)" in answer.story.said
+        assert [entry["command"] for entry in answer.evidence()] == ["pause"]
+
+
+def test_a_slot_within_a_pause_that_an_edit_laid_down_says_both(fleet: Fleet) -> None:
+    fleet.add(job())
+    fleet.at(T0 + MINUTE)
+    jobs.pause(fleet.session(), "nightly", "the disk is full")
+    fleet.at(T0 + 90 * MINUTE)
+    jobs.edit(fleet.session(), "nightly", Said(cron="30 * * * *"))
+    answer = ask(fleet, T0 + HOUR)
+    assert verdict(answer) == ("skipped", ["paused", "edited"])
+    assert "paused by tester since 2026-01-01T00:01:00Z (the disk is full)" in answer.story.said
+    assert "the schedule was edited by tester at 2026-01-01T01:30:00Z" in answer.story.said
+    assert [entry["command"] for entry in answer.evidence()] == ["pause", "edit-job"]
+
+
+def test_a_run_that_was_tried_again_tells_its_tries_and_its_first_start(fleet: Fleet) -> None:
+    fleet.add(job(max_attempts=3))
+    fleet.at(T0 + HOUR).tick()
+    for attempt in range(3):
+        fleet.at(fleet.now + 10 * SEC).end(1, "exit_nonzero" if attempt < 2 else "timeout")
+        fleet.at(fleet.now + 20 * MINUTE).tick()
+    answer = ask(fleet, T0 + HOUR)
+    assert verdict(answer) == ("ran", [])
+    assert (
+        "run 1 was tried 3 times: first started 2026-01-01T01:00:00Z (exit_nonzero), the last time it started"
+        " 2026-01-01T01:40:20Z, failed (timeout)"
+    ) in answer.story.said
+    told = [(one["attempt"], one["started_at"], one["failure_reason"]) for one in answer.document()["tries"]]
+    assert told[0] == (1, "2026-01-01T01:00:00Z", "exit_nonzero")
+    assert [reason for _, _, reason in told] == ["exit_nonzero", "exit_nonzero", "timeout"]
+
+
+def test_a_time_beyond_what_schedules_are_reckoned_for_says_so(fleet: Fleet) -> None:
+    fleet.add(job())
+    answer = ask(fleet, clock.parse_iso("9999-01-01T00:00:00Z", field="test"))
+    assert verdict(answer) == ("never_due", [])
+    assert "until 2200-01-01T00:00:00Z only" in answer.story.said
 
 
 def test_a_queued_slot_behind_a_manual_run_of_its_job_names_that_run(fleet: Fleet) -> None:

@@ -859,6 +859,15 @@ def test_durations_and_turns_come_from_the_latest_attempts(store: Store) -> None
         assert tx.average_turns("nobody") is None
 
 
+def test_how_long_a_job_takes_is_told_by_the_attempts_that_ended_well_if_there_are_any(store: Store) -> None:
+    with store.write() as tx:
+        for n in range(1, 11):
+            tx.record_metrics(metrics(n, completed_at=T0 + n, duration_ms=n, failure_reason="exit_nonzero"))
+        assert len(tx.recent_durations_ms("a")) == 10
+        tx.record_metrics(metrics(11, completed_at=T0 + 11, duration_ms=600_000))
+        assert tx.recent_durations_ms("a") == [600_000]
+
+
 def test_an_attempt_has_one_row_of_metrics(store: Store) -> None:
     with store.write() as tx:
         tx.record_metrics(metrics(1, duration_ms=1))
