@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from carolctl import clock, installed_units, places, service_calls, timers_install, unit_files
 from carolctl.doctor_checks import Evidence, Finding, age_words, fail, named, ok, skipped, warn
 from carolctl.errors import CarolError
+from carolctl.launch import service_manager
 from carolctl.model import Millis
 from carolctl.unit_files import ENABLED, Scope
 
@@ -147,7 +148,7 @@ class _State:
 
 
 def _state(scope: Scope, unit: str) -> _State:
-    shown = service_calls.properties(scope, unit, ["ActiveState", "UnitFileState"])
+    shown = service_manager.properties(scope, unit, "ActiveState", "UnitFileState")
     return _State(
         known=bool(shown),
         active=shown.get("ActiveState") == "active",
@@ -156,7 +157,7 @@ def _state(scope: Scope, unit: str) -> _State:
 
 
 def _fires(scope: Scope) -> dict[str, object]:
-    shown = service_calls.properties(scope, _TIMER, ["AccuracyUSec", "LastTriggerUSec"])
+    shown = service_manager.properties(scope, _TIMER, "AccuracyUSec", "LastTriggerUSec")
     accuracy = shown.get("AccuracyUSec", "")
     return {
         "accuracy_usec": _microseconds(accuracy),

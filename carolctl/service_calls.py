@@ -1,12 +1,15 @@
-"""systemctl and its kin, called for setting up and looking: one process a call, with a deadline, its words returned."""
+"""systemctl and its kin, called for setting up: one process a call, with a deadline, its exit code and words returned.
+
+Whoever only asks about units, and takes no answer for one, asks `launch.service_manager`.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
 
 from carolctl.errors import Unavailable
+from carolctl.launch import service_manager
 from carolctl.lockguard import require_unlocked
 from carolctl.unit_files import Scope
 
@@ -20,7 +23,7 @@ def call(*words: str, deadline_sec: float = _DEADLINE_SEC) -> subprocess.Complet
     try:
         return subprocess.run(
             words,
-            env=_environment(),
+            env=service_manager.environment(os.environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -36,7 +39,7 @@ def call(*words: str, deadline_sec: float = _DEADLINE_SEC) -> subprocess.Complet
 
 def systemctl(scope: Scope, *words: str) -> subprocess.CompletedProcess[str]:
     """``systemctl [--user] WORDS``."""
-    return call("systemctl", *manager_option(scope), "--no-pager", *words)
+    return call("systemctl", *service_manager.option(scope), "--no-pager", *words)
 
 
 def demand(scope: Scope, *words: str) -> str:
@@ -69,26 +72,6 @@ def lingers(uid: int) -> bool:
         return False
 
 
-def properties(scope: Scope, unit: str, names: Sequence[str]) -> dict[str, str]:
-    """Properties of a unit; empty when the manager does not answer."""
-    text = systemctl(scope, "show", "-p", ",".join(names), "--", unit).stdout
-    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-
-
 def said(done: subprocess.CompletedProcess[str]) -> str:
     """What a call said, on one line."""
     return " ".join((done.stderr or done.stdout).split()) or f"exit {done.returncode}"
-
-
-def manager_option(scope: Scope) -> list[str]:
-    """The option that names the manager to the tools of systemd."""
-    return ["--user"] if scope == "user" else ["--system"]
-
-
-def _environment() -> dict[str, str]:
-    own = {**os.environ, "LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0"}
-    runtime = f"/run/user/{os.geteuid()}"
-    # From cron, ssh and services it is missing, and then the user's manager is not found.
-    if "XDG_RUNTIME_DIR" not in own and os.path.isdir(runtime):
-        own["XDG_RUNTIME_DIR"] = runtime
-    return own

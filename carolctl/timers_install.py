@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from carolctl import installed_units, service_calls, unit_files
 from carolctl.errors import BadConfig, Refused, Unavailable
+from carolctl.launch import service_manager
 from carolctl.lockguard import require_unlocked
 from carolctl.store.side_files import is_foreign
 from carolctl.unit_files import ENABLED, Layout, Scope
@@ -213,7 +214,7 @@ def _verify(scope: Scope, files: Mapping[str, str]) -> None:
 
 def verification(scope: Scope, paths: list[str]) -> list[str]:
     """The call that looks for mistakes in unit files."""
-    option = service_calls.manager_option(scope)
+    option = service_manager.option(scope)
     return ["systemd-analyze", *option, "verify", "--man=no", "--recursive-errors=no", "--", *paths]
 
 

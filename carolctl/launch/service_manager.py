@@ -71,7 +71,7 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment for a client of the manager: cron and ssh do not say where the user's own listens."""
     runtime = f"/run/user/{os.getuid()}"
     own = {**environ, "LC_ALL": "C.UTF-8", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"}
-    if os.geteuid() and "XDG_RUNTIME_DIR" not in own and os.path.isdir(runtime):
+    if "XDG_RUNTIME_DIR" not in own and os.path.isdir(runtime):
         own["XDG_RUNTIME_DIR"] = runtime
     return own
 
