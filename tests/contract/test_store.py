@@ -939,9 +939,30 @@ def test_a_young_attempt_of_an_old_run_keeps_its_metrics(store: Store) -> None:
         assert tx.recent_durations_ms("a") == [2]
 
 
+def back_to_the_second_schema(store: sqlite3.Connection) -> None:
+    store.execute("ALTER TABLE scheduled_jobs DROP COLUMN breaches_before_success")
+    store.execute("DROP TABLE pressure_sources")
+    store.execute(
+        "CREATE TABLE pressure_sources (name TEXT PRIMARY KEY, expires_at INTEGER NOT NULL) STRICT, WITHOUT ROWID"
+    )
+    store.execute("PRAGMA user_version = 2")
+
+
+def test_a_store_of_the_second_schema_keeps_its_holds_as_plain_ones(home: Path) -> None:
+    builders.add_jobs(home, job())
+    with closing(sqlite3.connect(home / "scheduler.db")) as old, old:
+        back_to_the_second_schema(old)
+        old.execute("INSERT INTO pressure_sources VALUES ('chat', ?)", (T0 + HOUR,))
+    with closing(builders.store(home, create=False)) as opened, opened.write() as tx:
+        assert tx.held_pressure(T0) == [("chat", T0 + HOUR)]
+        tx.hold_pressure("chat", now=T0, until=Millis(T0 + 2 * HOUR))
+        assert tx.pressure_holders(T0) == [("chat", T0 + 2 * HOUR, 1)]
+
+
 def test_a_store_of_the_first_schema_is_upgraded_with_its_jobs(home: Path) -> None:
     builders.add_jobs(home, job())
     with closing(sqlite3.connect(home / "scheduler.db")) as old, old:
+        back_to_the_second_schema(old)
         old.execute("ALTER TABLE scheduled_jobs DROP COLUMN may_schedule")
         old.execute("PRAGMA user_version = 1")
     with closing(builders.store(home, create=False)) as opened, opened.read() as tx:
