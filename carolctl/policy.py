@@ -335,21 +335,44 @@ class Streaks:
     pause_reason: str | None = None
 
 
+def has_overrun(run: Run, outcome: Outcome) -> bool:
+    """Whether a run that ends well has used more turns than it may: it stays completed, and counts as a breach."""
+    turns = run.turn_count if outcome.turns is None else outcome.turns
+    return (
+        outcome.status == "completed"
+        and run.max_turns is not None
+        and turns is not None
+        and turns > run.max_turns
+    )
+
+
 def streaks_after(
-    job: Job, outcome: Outcome, *, failure_pause: int, breach_pause: int, in_grace: bool = False
+    job: Job,
+    outcome: Outcome,
+    *,
+    failure_pause: int,
+    breach_pause: int,
+    in_grace: bool = False,
+    overrun: bool = False,
 ) -> Streaks:
     """Count a failure or a turn-limit breach, each in its own streak; a success resets both.
 
-    `in_grace`: the job's turn budget is so new that a breach of it counts nowhere.
+    `in_grace`: the job's turn budget is so new that a breach of it counts nowhere. An `overrun` is a success that
+    is a breach: it resets the one streak and adds to the other.
     """
     failures, breaches = job.failure_streak, job.turn_budget_breach_streak
     if outcome.status == "completed":
-        return Streaks(failure_streak=0, turn_budget_breach_streak=0)
+        breaches = breaches + (not in_grace) if overrun else 0
+        return Streaks(
+            failure_streak=0,
+            turn_budget_breach_streak=breaches,
+            pause_reason=breaches_pause(breaches, breach_pause) if overrun else None,
+        )
     if outcome.status == "cancelled" or outcome.failure_reason == "aborted":
         return Streaks(failure_streak=failures, turn_budget_breach_streak=breaches)
     if outcome.failure_reason == "turn_limit_exceeded":
         breaches += not in_grace
-        reason = f"{breaches} turn-limit breaches in a row" if breaches >= breach_pause else None
+        reason = breaches_pause(breaches, breach_pause)
     else:
         failures += 1
         reason = (
@@ -358,3 +381,8 @@ def streaks_after(
             else None
         )
     return Streaks(failure_streak=failures, turn_budget_breach_streak=breaches, pause_reason=reason)
+
+
+def breaches_pause(breaches: int, breach_pause: int) -> str | None:
+    """Why so many breaches in a row pause a job, if they do."""
+    return f"{breaches} turn-limit breaches in a row" if breaches >= breach_pause else None

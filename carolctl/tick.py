@@ -25,6 +25,7 @@ from carolctl import (
     launch,
     places,
     policy,
+    publishing,
     spool,
     sweep,
     timing,
@@ -111,7 +112,8 @@ def tick(session: Session, *, dry_run: bool = False) -> TickReport:
     if not dry_run:
         sweep.bury_the_dead(swept)
     plan = make_plan(picture, swept, session.now)
-    plan = replace(plan, facts=end_facts.gather(session.store, swept.outcomes()))
+    reported = events.turns_reported(batch)
+    plan = replace(plan, facts=end_facts.gather(session.store, swept.outcomes(), reported=reported))
     report = TickReport(paused=picture.paused)
     to_launch: list[Claimed] = []
     asked: list[Run] = []
@@ -119,7 +121,9 @@ def tick(session: Session, *, dry_run: bool = False) -> TickReport:
     if _has_work(plan, picture) or batch.files:
         with session.store.write(dry_run=dry_run) as tx:
             to_launch, asked = _write(tx, plan, picture, claimant, report)
-            taken = events.take_in(tx, batch.files, now=session.now)
+            taken = events.take_in(
+                tx, batch.files, now=session.now, settings=picture.settings, facts=plan.facts
+            )
         report.write_lock_ms = round(session.store.write_lock_ms, 3)
     else:
         report.queued, report.running = _count(picture.live)
@@ -127,7 +131,7 @@ def tick(session: Session, *, dry_run: bool = False) -> TickReport:
         waiting = len(picture.due) if picture.settings.max_concurrent == 0 else 0
         _act(session, launcher, plan, to_launch, [*asked, *taken.stops], report, waiting=waiting)
         _end_batch(session, batch, taken, report)
-    report.ledger, report.orphans = publish_and_sweep(
+    report.ledger, report.orphans = publishing.publish_and_sweep(
         session, picture.settings, paused=report.paused, dry_run=dry_run
     )
     report.elapsed_ms = round((time.perf_counter() - began) * 1000, 3)
@@ -375,26 +379,3 @@ def touch_stamp(now: Millis) -> None:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     with open(path, "ab"):
         os.utime(path, (now / 1000, now / 1000))
-
-
-# -- publish -----------------------------------------------------------------------------------------------
-
-
-def publish_and_sweep(
-    session: Session, settings: Settings, *, paused: bool, dry_run: bool
-) -> tuple[dict[str, int], list[int]]:
-    """The legacy ledger's turn: how many runs were written and still wait, and the orphans that were ended."""
-    planner_db, ended = places.planner_db(), []
-    with session.store.read() as snapshot:
-        pending = snapshot.ledger_pending()
-    if planner_db is None and not pending:
-        return {"written": 0, "pending": 0}, []
-    # Most stores mirror nothing, and need none of this.
-    from carolctl import ledger, orphans
-
-    published = ledger.publish(session, planner_db, dry_run=dry_run)
-    if planner_db is not None and not paused:
-        ended = orphans.sweep_orphans(
-            session, planner_db, threshold_min=settings.orphan_threshold_min, dry_run=dry_run
-        )
-    return {"written": published.written, "pending": published.pending}, ended

@@ -47,7 +47,7 @@ UPDATE runs
    SET status = 'claimed', claim_no = claim_no + 1, launches = 1, slot_claimed_at = :now,
        claimed_boottime_ms = :boottime_ms, lease_expires_at = :now + candidate.lease_ms, started_at = NULL,
        host = :host, boot_id = :boot_id, unit = NULL, pid = NULL, pid_start = NULL, stop_reason = NULL,
-       stop_requested_at = NULL
+       stop_requested_at = NULL, turn_count = NULL
   FROM candidate
  WHERE runs.run_id = candidate.run_id AND runs.status = 'queued'
 RETURNING {column_list(RUN_COLUMNS)}
@@ -348,6 +348,27 @@ class RunWrites(RunReads):
             _outcome_parameters(outcome),
         )
         return cursor.rowcount == 1 and self._mark(outcome.run_id)
+
+    def overrun_after_end(self, run_id: int, turns: int, *, claim_no: int | None) -> Run | None:
+        """Note for a run that had ended well that it used more turns than it may; the run, the first time only."""
+        row = self._connection.execute(
+            f"""
+            UPDATE runs SET turn_count = :turns
+             WHERE run_id = :run_id AND status = 'completed' AND max_turns < :turns
+               AND coalesce(turn_count, 0) <= max_turns AND (:claim_no IS NULL OR claim_no = :claim_no)
+            RETURNING {column_list(RUN_COLUMNS)}
+            """,  # noqa: S608
+            {"run_id": run_id, "turns": turns, "claim_no": claim_no},
+        ).fetchone()
+        if row is None:
+            return None
+        run = run_from_row(row)
+        self._connection.execute(
+            "UPDATE schedule_firing_metrics SET turn_count = ? WHERE run_id = ? AND attempt = ?",
+            (turns, run_id, run.attempt),
+        )
+        self._mark(run_id)
+        return run
 
     def requeue_run(self, outcome: Outcome, *, not_before: Millis) -> bool:
         """Claimed or running back to queued for the next attempt: same row, same idempotency key."""
