@@ -5,11 +5,14 @@ No transaction, no clock, no I/O: everything is handed in, and what comes back i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from carolctl.model import FailureClass, Firing, Job, Millis, Outcome, Run, SkipReason, SlotRow, StopReason
+
+TICK_MS = 30_000
+"""How long it may be until a tick comes."""
 
 MISSED_AFTER_MS = 60_000
 """A slot older than this at the tick was missed."""
@@ -313,9 +316,15 @@ def retry_at(run: Run, job: Job | None, outcome: Outcome) -> Millis | None:
     if reason in _NEVER_RETRIED or (reason in _ONLY_IDEMPOTENT and not job.idempotent):
         return None
     at = Millis(outcome.completed_at + round(1000 * _backoff_sec(run, outcome)))
-    if job.next_fire_at is not None and at >= job.next_fire_at:
+    # The tick that could start it must come before the one at which the slot is due.
+    if job.next_fire_at is not None and at + TICK_MS >= job.next_fire_at:
         return None
     return at
+
+
+def displaced_retries(live: Iterable[Run], due: Collection[str]) -> list[Run]:
+    """The runs that wait for another try while the next slot of their job falls due: the slot comes first."""
+    return [run for run in live if run.status == "queued" and run.attempt > 1 and run.job_id in due]
 
 
 def _backoff_sec(run: Run, outcome: Outcome) -> float:

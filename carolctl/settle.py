@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from carolctl.config import Settings
 from carolctl.end_facts import NOTHING_KNOWN, EndFacts
 from carolctl.job_warnings import breach_warning, drift_warning, overrun_said
-from carolctl.model import Job, Millis, Outcome, Run
+from carolctl.model import FailureClass, Job, Millis, Outcome, Run
 from carolctl.policy import Streaks, breaches_pause, final_outcome, has_overrun, retry_at, streaks_after
 from carolctl.store.records import AuditEntry, FiringMetrics
 from carolctl.store.tx import WriteTx
@@ -83,6 +83,33 @@ def _settle_one(
         with suppress(*UNUSABLE), tx.savepoint:
             _trigger_handler(tx, run, job, outcome, now=now, settings=settings)
     return "ended"
+
+
+def end_retries(tx: WriteTx, waiting: Iterable[Run], *, now: Millis, settings: Settings) -> None:
+    """End the runs that wait for another try while the next slot of their job is due: it runs in their place."""
+    for run in waiting:
+        with suppress(*UNUSABLE), tx.savepoint:
+            ended = tx.end_retry(run.run_id, run.claim_no, now=now)
+            if ended is not None:
+                _follow_up(tx, ended, now=now, settings=settings)
+
+
+def _follow_up(tx: WriteTx, ended: Run, *, now: Millis, settings: Settings) -> None:
+    """What the last failure of a run causes. Its attempts have their metrics, and no lease is at its end here."""
+    job = tx.jobs_named([ended.job_id]).get(ended.job_id)
+    if job is None:
+        return
+    outcome = Outcome(
+        run_id=ended.run_id,
+        claim_no=ended.claim_no,
+        status="failed",
+        completed_at=now,
+        failure_reason=cast("FailureClass", ended.failure_reason),
+    )
+    unleased = replace(ended, slot_claimed_at=None)
+    _update_job(tx, unleased, job, outcome, now=now, settings=settings, facts=NOTHING_KNOWN)
+    with suppress(*UNUSABLE), tx.savepoint:
+        _trigger_handler(tx, ended, job, outcome, now=now, settings=settings)
 
 
 def _end_bare(tx: WriteTx, outcome: Outcome) -> None:

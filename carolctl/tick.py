@@ -37,7 +37,7 @@ from carolctl.lockguard import require_unlocked
 from carolctl.model import Claimed, Firing, Job, Millis, Run
 from carolctl.notices import warn
 from carolctl.session import Session
-from carolctl.settle import settle
+from carolctl.settle import end_retries, settle
 from carolctl.store.idle import STAMP_STALE_SEC, WATERMARK_AHEAD_MS
 from carolctl.store.jobs import DamagedJob
 from carolctl.store.records import AuditEntry
@@ -71,6 +71,8 @@ class Plan:
     sweep: sweep.Sweep
     facts: end_facts.EndFacts = end_facts.NOTHING_KNOWN
     firings: tuple[Firing, ...] = ()
+    #: Runs that wait for another try while the next slot of their job is due.
+    displaced: tuple[Run, ...] = ()
     deferred: tuple[Job, ...] = ()
     overdue: tuple[Job, ...] = ()
     pressure: Sequence[str] = ()
@@ -173,11 +175,13 @@ def make_plan(picture: Picture, swept: sweep.Sweep, now: Millis) -> Plan:
     gap = _tick_gap(now)
     if picture.paused or picture.settings.max_concurrent == 0:
         return Plan(sweep=swept, tick_gap=gap)
-    firings, broken = _plan_firings(picture, swept, now)
+    displaced = policy.displaced_retries(picture.live, {job.job_id for job in picture.due})
+    firings, broken = _plan_firings(picture, swept, displaced, now)
     reanchored, broken_ahead = _plan_reanchoring(picture.ahead, now)
     plan = Plan(
         sweep=swept,
         firings=firings,
+        displaced=tuple(displaced),
         set_aside=(*picture.damaged, *broken, *broken_ahead),
         reanchored=reanchored,
         tick_gap=gap,
@@ -194,9 +198,12 @@ def _under_pressure(plan: Plan, picture: Picture, pressure: list[str], now: Mill
 
 
 def _plan_firings(
-    picture: Picture, swept: sweep.Sweep, now: Millis
+    picture: Picture, swept: sweep.Sweep, displaced: Sequence[Run], now: Millis
 ) -> tuple[tuple[Firing, ...], list[DamagedJob]]:
-    counts = policy.count_scheduled(run for run in picture.live if not swept.ends_run(run))
+    ending = {run.run_id for run in displaced}
+    counts = policy.count_scheduled(
+        run for run in picture.live if run.run_id not in ending and not swept.ends_run(run)
+    )
     firings, broken = [], []
     for job in picture.due:
         try:
@@ -267,6 +274,8 @@ def _write(
     failpoint("tick-swept")
     _set_aside(tx, plan, now)
     _reanchor(tx, plan, now)
+    # Before the slots that they would stand in the way of.
+    end_retries(tx, plan.displaced, now=now, settings=settings)
     _fire(tx, plan, now, report)
     report.deferred = deferral.put_off(tx, plan.deferred, plan.pressure, settings, now)
     failpoint("tick-fired")

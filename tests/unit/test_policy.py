@@ -597,8 +597,9 @@ def test_no_retry_reaches_the_next_slot(wait_ms: int) -> None:
     said = outcome("rate_limited", retry_after_sec=wait_ms / 1000)
     at = said.completed_at + wait_ms
     a_job = job(max_attempts=2)
-    assert policy.retry_at(run(), replace(a_job, next_fire_at=Millis(at)), said) is None
-    assert policy.retry_at(run(), replace(a_job, next_fire_at=Millis(at + 1)), said) == at
+    a_tick_later = at + policy.TICK_MS
+    assert policy.retry_at(run(), replace(a_job, next_fire_at=Millis(a_tick_later)), said) is None
+    assert policy.retry_at(run(), replace(a_job, next_fire_at=Millis(a_tick_later + 1)), said) == at
     assert policy.retry_at(run(), replace(a_job, next_fire_at=None), said) == at
 
 
