@@ -15,9 +15,9 @@ from typing import Any, Literal, cast
 
 from carolctl.config import Settings
 from carolctl.end_facts import NOTHING_KNOWN, EndFacts
+from carolctl.endings import Streaks, breaches_pause, final_outcome, has_overrun, retry_at, streaks_after
 from carolctl.job_warnings import breach_warning, drift_warning, overrun_said
 from carolctl.model import FailureClass, Job, Millis, Outcome, Run
-from carolctl.policy import Streaks, breaches_pause, final_outcome, has_overrun, retry_at, streaks_after
 from carolctl.store.records import AuditEntry, FiringMetrics
 from carolctl.store.tx import WriteTx
 

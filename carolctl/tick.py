@@ -20,6 +20,7 @@ from carolctl import (
     deferral,
     drain,
     end_facts,
+    endings,
     events,
     finish,
     launch,
@@ -57,6 +58,8 @@ class Picture:
     due: list[Job]
     damaged: list[DamagedJob]
     ahead: list[Job]
+    #: By job: slots beyond its watermark that have their row, because the clock was set back.
+    taken: dict[str, frozenset[Millis]]
     live: list[Run]
     jobs_of_live: dict[str, Job]
     pressure: list[str]
@@ -155,6 +158,7 @@ def take_picture(tx: ReadTx, session: Session) -> Picture:
         due=due,
         damaged=damaged,
         ahead=tx.jobs_with_watermark_after(Millis(now + WATERMARK_AHEAD_MS)),
+        taken=tx.slots_beyond(((job.job_id, job.last_scheduled_for) for job in due), until=now),
         live=live,
         jobs_of_live=tx.jobs_named({run.job_id for run in live}),
         pressure=tx.pressure_sources(now),
@@ -175,7 +179,7 @@ def make_plan(picture: Picture, swept: sweep.Sweep, now: Millis) -> Plan:
     gap = _tick_gap(now)
     if picture.paused or picture.settings.max_concurrent == 0:
         return Plan(sweep=swept, tick_gap=gap)
-    displaced = policy.displaced_retries(picture.live, {job.job_id for job in picture.due})
+    displaced = endings.displaced_retries(picture.live, {job.job_id for job in picture.due})
     firings, broken = _plan_firings(picture, swept, displaced, now)
     reanchored, broken_ahead = _plan_reanchoring(picture.ahead, now)
     plan = Plan(
@@ -213,6 +217,7 @@ def _plan_firings(
                 now=now,
                 offset_ms=timing.spread_ms(job),
                 live=counts.get(job.job_id, policy.LiveScheduled()),
+                taken=picture.taken.get(job.job_id, frozenset()),
             )
         except Exception as problem:  # noqa: BLE001 - a bad row steps aside and never stops the others
             broken.append(DamagedJob(job.job_id, f"schedule: {problem}"))

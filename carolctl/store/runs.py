@@ -9,7 +9,7 @@ leaks no slot, and a zombie changes no row.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +159,21 @@ class RunReads:
             (job_id, event_id, trigger_kind),
         ).fetchone()
         return int(row[0]) if row else 0
+
+    def slots_beyond(
+        self, watermarks: Iterable[tuple[str, Millis]], *, until: Millis
+    ) -> dict[str, frozenset[Millis]]:
+        """By job: the slots up to `until` that have a row although they lie beyond the watermark; most have none."""
+        rows = self._connection.execute(
+            "SELECT r.job_id, r.scheduled_for FROM json_each(:jobs) AS due CROSS JOIN runs AS r"
+            " WHERE r.source = 'scheduled' AND r.job_id = due.value ->> 0"
+            "   AND r.scheduled_for > due.value ->> 1 AND r.scheduled_for <= :until",
+            {"jobs": to_json(list(watermarks)), "until": until},
+        )
+        found: dict[str, set[Millis]] = {}
+        for job_id, slot in rows.fetchall():
+            found.setdefault(job_id, set()).add(Millis(slot))
+        return {job_id: frozenset(slots) for job_id, slots in found.items()}
 
     def count_live(self) -> tuple[int, int]:
         """How many runs are queued, and how many hold a slot."""

@@ -114,8 +114,8 @@ def test_nothing_below_imports_the_command_line() -> None:
 
 
 _PURE = (
-    "carolctl.instant", "carolctl.model", "carolctl.policy", "carolctl.schedule", "carolctl.cronfields",
-    "carolctl.progression",
+    "carolctl.instant", "carolctl.model", "carolctl.endings", "carolctl.policy", "carolctl.schedule",
+    "carolctl.cronfields", "carolctl.progression",
     "carolctl.forecast", "carolctl.rearrange",
 )  # fmt: skip
 _IO = {
