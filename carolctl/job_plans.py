@@ -94,7 +94,14 @@ def _anchored(job: Job, now: Millis) -> Job:
 # -- edits -----------------------------------------------------------------------------------------------------
 
 
-def plan_edit(job: Job, said: Said, *, now: Millis, taken: Collection[Millis] = frozenset()) -> Change | None:
+def plan_edit(
+    job: Job,
+    said: Said,
+    *,
+    now: Millis,
+    taken: Collection[Millis] = frozenset(),
+    reason: str | None = None,
+) -> Change | None:
     """The edit of `job` as a value; None when it changes nothing. `taken`: as for `policy.plan_firing`."""
     timing = job_values.spoken_schedule(said)
     action = job_values.spoken_action(said, job.action)
@@ -108,7 +115,7 @@ def plan_edit(job: Job, said: Said, *, now: Millis, taken: Collection[Millis] = 
         after = replace(_anchored(after, now), schedule_rev=job.schedule_rev + 1)
     else:
         after = replace(after, schedule_expr=job.schedule_expr)
-    return _change(job, after, skipped, now)
+    return _change(job, after, skipped, now, reason)
 
 
 def _differs_in_time(before: Job, after: Job, now: Millis) -> bool:

@@ -88,9 +88,9 @@ def _require_handler(tx: WriteTx, job: Job) -> None:
 # -- edit ------------------------------------------------------------------------------------------------------
 
 
-def edit(session: Session, job_id: str, said: Said) -> Change | None:
+def edit(session: Session, job_id: str, said: Said, reason: str | None = None) -> Change | None:
     """Change what was spoken of; None when everything is so already."""
-    return _changed(session, "edit-job", job_id, partial(job_plans.plan_edit, said=said))
+    return _changed(session, "edit-job", job_id, partial(job_plans.plan_edit, said=said, reason=reason))
 
 
 # -- pause and resume ------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def _set_global_pause(session: Session, command: str, value: str | None, reason:
 # -- remove ----------------------------------------------------------------------------------------------------
 
 
-def remove(session: Session, job_id: str, *, cancel: bool) -> list[int]:
+def remove(session: Session, job_id: str, *, cancel: bool, reason: str | None = None) -> list[int]:
     """Remove a job; its runs stay. With `cancel` its live runs are ended first: their ids.
 
     Raises `Refused` while one lives, or while another job names this one as its handler.
@@ -151,7 +151,8 @@ def remove(session: Session, job_id: str, *, cancel: bool) -> list[int]:
                 continue
             before = _removed(tx, job_id)
             tx.delete_job(job_id)
-            tx.audit(_entry(session, "remove-job", job_id, before, {"cancelled": sorted(cancelled)}))
+            after = {"cancelled": sorted(cancelled)}
+            tx.audit(_entry(session, "remove-job", job_id, before, after, reason))
         return sorted(cancelled)
     raise _contended(job_id)
 

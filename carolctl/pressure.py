@@ -53,26 +53,26 @@ def check_ttl(seconds: int) -> int:
     return seconds
 
 
-def hold(session: Session, name: str, *, ttl_sec: int) -> Millis:
+def hold(session: Session, name: str, *, ttl_sec: int, reason: str | None = None) -> Millis:
     """Hold a source for `ttl_sec` from now, or longer if it is held so already; when that hold ends by itself."""
     now = clock.now()
     with session.store.write() as tx:
         is_new = name not in tx.pressure_sources(now)
         until = tx.hold_pressure(name, now=now, until=_end(now, ttl_sec))
         # A renewal is no news: a chat that renews every half a minute must not fill the log.
-        if is_new:
-            tx.audit(_entry(session, "pressure hold", name, now, after={"until": until}))
+        if is_new or reason:
+            tx.audit(_entry(session, "pressure hold", name, now, {"until": until}, reason))
     return until
 
 
-def release(session: Session, name: str) -> bool:
+def release(session: Session, name: str, *, reason: str | None = None) -> bool:
     """Let a source go, whoever holds it, commands that run included; False when it was not held."""
     now = clock.now()
     with session.store.write() as tx:
         held = name in tx.pressure_sources(now)
         tx.release_pressure(name)
         if held:
-            tx.audit(_entry(session, "pressure release", name, now))
+            tx.audit(_entry(session, "pressure release", name, now, reason=reason))
     return held
 
 
@@ -81,21 +81,28 @@ def _end(now: Millis, ttl_sec: int) -> Millis:
 
 
 def _entry(
-    session: Session, command: str, name: str, now: Millis, after: dict[str, Any] | None = None
+    session: Session,
+    command: str,
+    name: str,
+    now: Millis,
+    after: dict[str, Any] | None = None,
+    reason: str | None = None,
 ) -> AuditEntry:
-    return AuditEntry(at=now, actor=session.actor, command=command, subject=name, after=after)
+    return AuditEntry(at=now, actor=session.actor, command=command, subject=name, after=after, reason=reason)
 
 
 # -- for the life of a command -----------------------------------------------------------------------------
 
 
-def hold_while(session: Session, name: str, argv: Sequence[str], *, ttl_sec: int) -> int:
+def hold_while(
+    session: Session, name: str, argv: Sequence[str], *, ttl_sec: int, reason: str | None = None
+) -> int:
     """Hold a source while a command runs; its exit code, 128 + n when signal n ended it.
 
     Renewed three times a lease; given back at its end, also when we are told to end: that is passed on to it. Only a
     kill -9 of this process leaves the source held, until its lease ends. Raises `NotFound`, `NotPermitted`.
     """
-    holding = _Holding(session, name, ttl_sec)
+    holding = _Holding(session, name, ttl_sec, reason)
     try:
         holding.take()
         # Blocked before the start: neither its end nor a signal for us can come between.
@@ -109,8 +116,8 @@ def hold_while(session: Session, name: str, argv: Sequence[str], *, ttl_sec: int
 class _Holding:
     """The hold of one command: a row of its own, beside those of others under the same name."""
 
-    def __init__(self, session: Session, name: str, ttl_sec: int) -> None:
-        self._session, self._name, self._ttl_sec = session, name, ttl_sec
+    def __init__(self, session: Session, name: str, ttl_sec: int, reason: str | None) -> None:
+        self._session, self._name, self._ttl_sec, self._reason = session, name, ttl_sec, reason
         self._holder = f"{os.getpid()}-{os.urandom(8).hex()}"
         self._state: Literal["not yet", "held", "released"] = "not yet"
 
@@ -156,7 +163,7 @@ class _Holding:
         with self._session.store.write() as tx:
             until = tx.hold_pressure(self._name, now=now, until=_end(now, self._ttl_sec), holder=self._holder)
             after = {"until": until, "holder": self._holder}
-            tx.audit(_entry(self._session, "pressure hold", self._name, now, after))
+            tx.audit(_entry(self._session, "pressure hold", self._name, now, after, self._reason))
             # Before COMMIT: an interrupt right after it must not leave the hold behind.
             self._state = "held"
 

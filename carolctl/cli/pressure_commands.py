@@ -9,7 +9,7 @@ import typer
 from carolctl import clock
 from carolctl.cli.app import application
 from carolctl.cli.opening import open_session
-from carolctl.cli.options import Db, Json, help_epilog
+from carolctl.cli.options import Db, Json, Reason, checked_reason, help_epilog
 from carolctl.cli.output import print_json, print_lines, tell
 from carolctl.errors import NotFound, UsageError
 
@@ -54,19 +54,27 @@ Standard output and the exit code are the command's. It is started even if the s
         x77="the command may not be run",
     ),
 )
-def hold(name: Name, command: Command = None, ttl: Ttl = None, db: Db = None, as_json: Json = False) -> int:
+def hold(
+    name: Name,
+    command: Command = None,
+    ttl: Ttl = None,
+    reason: Reason = None,
+    db: Db = None,
+    as_json: Json = False,
+) -> int:
     """Put due firings off, for a time or while a command runs."""
     from carolctl import pressure as holding
     from carolctl.schedule import parse_duration
 
     holding.check_name(name)
     seconds = holding.check_ttl(parse_duration(_DEFAULT_TTL if ttl is None else ttl, field="ttl"))
+    why = checked_reason(reason)
     if command and as_json:
         raise UsageError("standard output is the command's", field="json")
     session = open_session(db, create=True)
     if command:
-        return holding.hold_while(session, name, command, ttl_sec=seconds)
-    until = clock.iso(holding.hold(session, name, ttl_sec=seconds))
+        return holding.hold_while(session, name, command, ttl_sec=seconds, reason=why)
+    until = clock.iso(holding.hold(session, name, ttl_sec=seconds, reason=why))
     tell(f"{name} is held until {until}", {"name": name, "expires_at": until}, as_json=as_json)
     return 0
 
@@ -75,13 +83,14 @@ def hold(name: Name, command: Command = None, ttl: Ttl = None, db: Db = None, as
     "release",
     epilog=help_epilog("carolctl pressure release chat", x2="not the name of a source", x75="database busy"),
 )
-def release(name: Name, db: Db = None, as_json: Json = False) -> None:
+def release(name: Name, reason: Reason = None, db: Db = None, as_json: Json = False) -> None:
     """Let a source go, whoever holds it, commands that run included. One that is not held is no error."""
     from carolctl import pressure as holding
 
     holding.check_name(name)
+    why = checked_reason(reason)
     try:
-        released = holding.release(open_session(db), name)
+        released = holding.release(open_session(db), name, reason=why)
     except NotFound:
         # Without a job store nothing is held.
         released = False

@@ -11,7 +11,7 @@ import typer
 
 from carolctl import clock, run_view
 from carolctl.cli.app import application
-from carolctl.cli.options import Db, JobId, Json, PlannerDb, RunId, help_epilog, number
+from carolctl.cli.options import Db, JobId, Json, PlannerDb, Requester, RunId, help_epilog, number
 from carolctl.cli.output import note, print_json, print_lines, safe
 from carolctl.errors import Exit, NotFound, Refused, UsageError
 from carolctl.model import FAILURE_CLASSES, LIVE, CommandAction, Millis, Outcome, Run
@@ -170,6 +170,7 @@ def logs(
     epilog=help_epilog(
         "carolctl run-job nightly --wait",
         x1="the run waited for failed",
+        x2="a name or reason that cannot be one",
         x66="no such job",
         x75="all slots taken, the job is running, or everything is paused",
         x77="the requester, or the run that this is called in, may not",
@@ -181,9 +182,7 @@ def run_job(
     reason: Annotated[
         str | None, typer.Option("--reason", metavar="TEXT", help="Why, for the audit log")
     ] = None,
-    requester: Annotated[
-        str | None, typer.Option("--requester", metavar="NAME", help="On whose behalf")
-    ] = None,
+    requester: Requester = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end")] = False,
     db: Db = None,
     as_json: Json = False,
@@ -192,6 +191,7 @@ def run_job(
     from carolctl import claims, launch, permission
     from carolctl.run_now import run_now
 
+    permission.check_requester(requester)
     permission.refuse_recursion(db)
     if force and not (reason and reason.strip()):
         raise UsageError("--force needs a reason", field="reason", hint="--force --reason TEXT")

@@ -114,11 +114,16 @@ class RecordReads:
         count: int = self._connection.execute("SELECT count(*) FROM ledger_outbox").fetchone()[0]
         return count
 
-    def audit_entries(self, *, limit: int = 100, subject: str | None = None) -> list[dict[str, Any]]:
+    def audit_entries(
+        self, *, limit: int = 100, subject: str | None = None, since: Millis | None = None
+    ) -> list[dict[str, Any]]:
         """The newest entries of the audit log, newest first, by column name."""
+        conditions = {"subject = :subject": subject, "at >= :since": since}
+        chosen = [condition for condition, value in conditions.items() if value is not None]
+        where = f" WHERE {' AND '.join(chosen)}" if chosen else ""
         cursor = self._connection.execute(
-            "SELECT * FROM audit_log WHERE ?1 IS NULL OR subject = ?1 ORDER BY audit_id DESC LIMIT ?2",
-            (subject, limit),
+            f"SELECT * FROM audit_log{where} ORDER BY audit_id DESC LIMIT :limit",  # noqa: S608
+            {"subject": subject, "since": since, "limit": limit},
         )
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
