@@ -129,6 +129,16 @@ def test_the_third_failure_in_a_row_may_be_a_retry_whose_time_is_over_and_pauses
     assert json.loads(entry["after"]) == {"status": "paused", "run_id": 1}
 
 
+def test_a_slot_that_pressure_puts_off_ends_the_retry_too_and_is_then_run(fleet: Fleet) -> None:
+    waiting(fleet, on_failure=None)
+    with fleet.store.write() as tx:
+        tx.hold_pressure("chat", now=fleet.now, until=Millis(T0 + 2 * HOUR + 5 * MINUTE))
+    assert fleet.at(T0 + 2 * HOUR).tick().deferred == ["stubborn"]
+    assert [ended(run) for run in fleet.runs("stubborn")] == [("failed", "exit_nonzero", 1)]
+    fleet.at(T0 + 2 * HOUR + 6 * MINUTE).tick()
+    assert fleet.runs("stubborn")[1].scheduled_for == T0 + 2 * HOUR
+
+
 def test_a_stale_tick_ends_no_retry_of_a_job_that_is_not_due_any_more(fleet: Fleet) -> None:
     waiting(fleet)
     [retry] = [run for run in fleet.runs("stubborn") if run.status == "queued"]
