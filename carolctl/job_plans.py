@@ -172,6 +172,7 @@ def plan_resume(job: Job, *, now: Millis, taken: Collection[Millis] = frozenset(
         paused_reason=None,
         failure_streak=0,
         turn_budget_breach_streak=0,
+        breaches_before_success=0,
         lease_drift_streak=0,
         last_scheduled_for=_watermark(job, skipped),
     )

@@ -176,9 +176,9 @@ def _update_job(
     turns = outcome.turns if outcome.turns is not None else run.turn_count
     if overrun:
         _audit_overrun(tx, replace(run, status="completed", turn_count=turns), now=now)
-    ended_streak = job.turn_budget_breach_streak if outcome.status == "completed" and not overrun else 0
-    columns = {"breaches_before_success": ended_streak}
-    _write_job(tx, run, job, streaks, values, columns, turns=turns, now=now, settings=settings)
+    is_reset = outcome.status == "completed" and not overrun
+    values["breaches_before_success"] = job.turn_budget_breach_streak if is_reset else 0
+    _write_job(tx, run, job, streaks, values, turns=turns, now=now, settings=settings)
 
 
 def _write_job(
@@ -187,13 +187,12 @@ def _write_job(
     job: Job,
     streaks: Streaks,
     values: dict[str, Any],
-    columns: dict[str, Any],
     *,
     turns: int | None,
     now: Millis,
     settings: Settings,
 ) -> None:
-    """The job's streaks, turns, `values` and other `columns`; a pause where a streak calls for one; warnings."""
+    """The job's streaks, turns and `values`; a pause where a streak calls for one; what is to be warned of."""
     values |= {
         "failure_streak": streaks.failure_streak,
         "turn_budget_breach_streak": streaks.turn_budget_breach_streak,
@@ -206,7 +205,7 @@ def _write_job(
         after = {"status": "paused", "run_id": run.run_id}
         before = {"status": job.status}
         tx.audit(_entry(now, "settle", job.job_id, streaks.pause_reason, after=after, before=before))
-    tx.set_job_columns(job.job_id, values | columns)
+    tx.set_job_columns(job.job_id, values)
     _audit_warnings(tx, job, replace(job, **values), run, now=now, settings=settings)
 
 
@@ -230,16 +229,16 @@ def settle_late_turns(
         return run
     _audit_overrun(tx, run, now=now)
     is_last = job.last_run_id == run_id
-    before = tx.breaches_before_success(job.job_id) if is_last else 0
+    before = job.breaches_before_success if is_last else 0
     breaches = job.turn_budget_breach_streak + before + (not facts.is_in_grace(job, run.completed_at))
     streaks = Streaks(
         failure_streak=job.failure_streak,
         turn_budget_breach_streak=breaches,
         pause_reason=breaches_pause(breaches, settings.breach_pause),
     )
-    columns = {"breaches_before_success": 0} if is_last else {}
+    values = {"breaches_before_success": 0} if is_last else {}
     said = turns if is_last else None
-    _write_job(tx, run, job, streaks, {}, columns, turns=said, now=now, settings=settings)
+    _write_job(tx, run, job, streaks, values, turns=said, now=now, settings=settings)
     return run
 
 

@@ -192,13 +192,6 @@ class JobWrites(JobReads):
         )
         return cursor.rowcount == 1
 
-    def breaches_before_success(self, job_id: str) -> int:
-        """The breach streak that the last success of a job ended; 0 when its last run was none."""
-        row = self._connection.execute(
-            "SELECT breaches_before_success FROM scheduled_jobs WHERE job_id = ?", (job_id,)
-        ).fetchone()
-        return int(row[0]) if row else 0
-
     def set_job_columns(self, job_id: str, values: dict[str, Any]) -> None:
         """Write what a settled run changes on its job: streaks, last-run state, a pause."""
         assert set(values) <= _SETTLED, values

@@ -227,7 +227,7 @@ _NAMING_CALLS = {"column_list", "quoted", "int", "literal", "_slot"}
 _BUILT = {
     "carolctl.store.jobs": {"assignments", "condition"},
     "carolctl.store.runs": {"where", "chosen"},
-    "carolctl.store.records": {"table", "key", "old"},
+    "carolctl.store.records": {"table", "key", "old", "where", "chosen"},
     "carolctl.store.migrate": {"number"},
     "carolctl.store.legacy": {"table", "columns", "values", "create"},
 }
