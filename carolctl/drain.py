@@ -77,11 +77,11 @@ def _take(session: Session, waiting: _Waiting, report: DrainReport, settings: Se
     outcomes = [file.outcome for file in waiting.files]
     claimed: list[Claimed] = []
     settled, taken = Settled(), events.Taken()
-    facts = end_facts.gather(session.store, outcomes)
+    facts = end_facts.gather(session.store, outcomes, reported=events.turns_reported(waiting.batch))
     if outcomes or waiting.batch.files:
         with session.store.write() as tx:
             settled = settle(tx, outcomes, now=session.now, settings=settings, facts=facts)
-            taken = events.take_in(tx, waiting.batch.files, now=session.now)
+            taken = events.take_in(tx, waiting.batch.files, now=session.now, settings=settings, facts=facts)
             if outcomes:
                 claimed = finish.refill(tx, claimant, settings)
     failpoint("drain-committed")

@@ -42,14 +42,22 @@ class EndFacts:
 NOTHING_KNOWN = EndFacts()
 
 
-def gather(store: Store, outcomes: Sequence[Outcome]) -> EndFacts:
-    """What `settle` has to know about these ends; nothing, and at no cost, when there are none."""
-    if not outcomes:
+def gather(
+    store: Store, outcomes: Sequence[Outcome], *, reported: Sequence[tuple[int, int]] = ()
+) -> EndFacts:
+    """What `settle` has to know about these ends, and about the turns that events have `reported` (run id, turns).
+
+    Nothing, and at no cost, when there are none.
+    """
+    if not outcomes and not reported:
         return NOTHING_KNOWN
-    breaches = [one.run_id for one in outcomes if one.failure_reason == "turn_limit_exceeded"]
+    said = [(one.run_id, one.turns, one.failure_reason == "turn_limit_exceeded") for one in outcomes]
     with store.read() as tx:
-        jobs = tx.jobs_of_breaches([one.run_id for one in outcomes], reported=breaches)
-    return EndFacts(psi_cpu_avg10=psi_cpu_avg10(), grace_ends={_budget(job): _grace_end(job) for job in jobs})
+        jobs = tx.jobs_of_breaches(said + [(run_id, turns, False) for run_id, turns in reported])
+    return EndFacts(
+        psi_cpu_avg10=psi_cpu_avg10() if outcomes else None,
+        grace_ends={_budget(job): _grace_end(job) for job in jobs},
+    )
 
 
 def _budget(job: Job) -> Budget:

@@ -8,24 +8,29 @@ Consequence: wherever somebody is killed, a file is either still there or its ev
 in again changes nothing.
 
 Incident: five schedules used 12,600 agent turns and starved the chat. Decision: an event that reports more turns
-than the run may use stops the run. An event never extends a lease: a run that talks is not thereby entitled to go on.
+than the run may use stops the run; one that comes home after the run's end counts as the breach that it was. An
+event never extends a lease: a run that talks is not thereby entitled to go on.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from carolctl import event_log, spool
+from carolctl.config import Settings
+from carolctl.end_facts import NOTHING_KNOWN, EndFacts
 from carolctl.errors import BadData
 from carolctl.event_log import Line, Part
 from carolctl.event_values import MAX_ID, MAX_TURNS, is_event_id, is_event_kind, is_shallow
 from carolctl.failpoints import failpoint
+from carolctl.job_warnings import overrun_said
 from carolctl.model import Millis, Run
 from carolctl.notices import warn
-from carolctl.settle import UNUSABLE
+from carolctl.settle import UNUSABLE, settle_late_turns
 from carolctl.spool import Unusable
 from carolctl.spool_owner import AsOwner
 from carolctl.store.events import Event
@@ -36,6 +41,7 @@ from carolctl.store.tx import WriteTx
 BATCH = 500
 """How many events one transaction takes in."""
 
+_DEFAULTS = Settings()
 _MEMBERS = {"kind", "event_id", "run_id", "event_kind", "emitted_at"}
 _OPTIONAL = {"claim", "turns", "data"}
 
@@ -78,6 +84,8 @@ class Taken:
     new: int = 0
     #: The runs to stop: they reported more turns than they may use.
     stops: list[Run] = field(default_factory=list)
+    #: The runs that had ended well, and now turn out to have used more turns than they might.
+    overruns: list[Run] = field(default_factory=list)
 
 
 # -- looking -----------------------------------------------------------------------------------------------
@@ -189,13 +197,26 @@ _SOUND = {
 # -- taking in ---------------------------------------------------------------------------------------------
 
 
-def take_in(tx: WriteTx, files: Sequence[EventFile], *, now: Millis) -> Taken:
-    """Store the events inside the open transaction `tx`, with what they change of their runs."""
+def turns_reported(batch: Batch) -> list[tuple[int, int]]:
+    """Run id and turns of every event that reports any."""
+    return [(one.event.run_id, one.event.turns) for one in batch.files if one.event.turns is not None]
+
+
+def take_in(
+    tx: WriteTx,
+    files: Sequence[EventFile],
+    *,
+    now: Millis,
+    settings: Settings = _DEFAULTS,
+    facts: EndFacts = NOTHING_KNOWN,
+) -> Taken:
+    """Store the events inside the open transaction `tx`, with what they change of their runs and jobs."""
     taken = Taken()
+    count_late = partial(settle_late_turns, tx, now=now, settings=settings, facts=facts)
     for file in files:
         try:
             with tx.savepoint:
-                _take_one(tx, file, taken, now=now)
+                _take_one(tx, file, taken, count_late, now=now)
         except UNUSABLE as problem:
             taken.refused.append(refusal(file, f"{type(problem).__name__}: {problem}"))
         else:
@@ -209,15 +230,25 @@ def refusal(file: EventFile, reason: str) -> Unusable:
     return Unusable(file.path, reason, file.line, _name(file.event))
 
 
-def _take_one(tx: WriteTx, file: EventFile, taken: Taken, *, now: Millis) -> None:
+def _take_one(
+    tx: WriteTx, file: EventFile, taken: Taken, count_late: Callable[..., Run | None], *, now: Millis
+) -> None:
     event = file.event
     if not tx.insert_event(event, now=now):
         _refuse_anothers_id(tx, event)
         return
-    stopped = _count_turns(tx, event, now=now)
+    stopped = overrun = None
+    if event.turns is not None:
+        run = tx.raise_turns(event.run_id, event.turns, claim_no=event.claim_no)
+        if run is None:
+            overrun = count_late(event.run_id, event.turns, claim_no=event.claim_no)
+        else:
+            stopped = _stopped(tx, run, event.turns, now=now)
     taken.new += 1
     if stopped is not None:
         taken.stops.append(stopped)
+    if overrun is not None:
+        taken.overruns.append(overrun)
 
 
 def _refuse_anothers_id(tx: WriteTx, event: Event) -> None:
@@ -227,13 +258,10 @@ def _refuse_anothers_id(tx: WriteTx, event: Event) -> None:
         raise RefusedValue(f"an event of run {run_id} has that id")
 
 
-def _count_turns(tx: WriteTx, event: Event, *, now: Millis) -> Run | None:
-    """Raise the run's turn count; the run, if it is to be stopped because of it."""
-    if event.turns is None:
-        return None
-    run = tx.raise_turns(event.run_id, event.turns, claim_no=event.claim_no)
-    # Not its turn count: that may be of an earlier attempt.
-    if run is None or run.max_turns is None or event.turns <= run.max_turns:
+def _stopped(tx: WriteTx, run: Run, turns: int, *, now: Millis) -> Run | None:
+    """The run, if it is to be stopped because of the turns that an event reports."""
+    # Not its turn count: another event may have reported more than this one.
+    if run.max_turns is None or turns <= run.max_turns:
         return None
     if not tx.set_stop_reason(run.run_id, run.claim_no, "turn_limit_exceeded", now=now):
         return None
@@ -262,8 +290,10 @@ def clear(batch: Batch, taken: Taken) -> int:
 
 
 def announce(taken: Taken) -> None:
-    """Say which runs are stopped for their turns."""
+    """Say which runs are stopped for their turns, and which ended well beyond them."""
     for run in taken.stops:
         warn(
             f"run {run.run_id} of {run.job_id} used {run.turn_count} of {run.max_turns} turns: it is stopped"
         )
+    for run in taken.overruns:
+        warn(overrun_said(run) or "")

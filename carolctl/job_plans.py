@@ -8,7 +8,7 @@ schedule alone. Consequence: nothing fires by surprise, and no slot is without i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 
 from carolctl import job_values, policy, timing
@@ -94,8 +94,15 @@ def _anchored(job: Job, now: Millis) -> Job:
 # -- edits -----------------------------------------------------------------------------------------------------
 
 
-def plan_edit(job: Job, said: Said, *, now: Millis) -> Change | None:
-    """The edit of `job` as a value; None when it changes nothing."""
+def plan_edit(
+    job: Job,
+    said: Said,
+    *,
+    now: Millis,
+    taken: Collection[Millis] = frozenset(),
+    reason: str | None = None,
+) -> Change | None:
+    """The edit of `job` as a value; None when it changes nothing. `taken`: as for `policy.plan_firing`."""
     timing = job_values.spoken_schedule(said)
     action = job_values.spoken_action(said, job.action)
     after = replace(job, action=action) if action else job
@@ -104,11 +111,11 @@ def plan_edit(job: Job, said: Said, *, now: Millis) -> Change | None:
     after = _with_columns(after, said, now)
     skipped: Sequence[SlotRow] = ()
     if _differs_in_time(job, after, now):
-        skipped = _elapsed(job, "edited", now)
+        skipped = _elapsed(job, "edited", now, taken)
         after = replace(_anchored(after, now), schedule_rev=job.schedule_rev + 1)
     else:
         after = replace(after, schedule_expr=job.schedule_expr)
-    return _change(job, after, skipped, now)
+    return _change(job, after, skipped, now, reason)
 
 
 def _differs_in_time(before: Job, after: Job, now: Millis) -> bool:
@@ -119,9 +126,9 @@ def _differs_in_time(before: Job, after: Job, now: Millis) -> bool:
     return any(getattr(before, name) != getattr(spelled, name) for name in _SCHEDULE_COLUMNS)
 
 
-def _elapsed(job: Job, why: SkipReason, now: Millis) -> Sequence[SlotRow]:
+def _elapsed(job: Job, why: SkipReason, now: Millis, taken: Collection[Millis]) -> Sequence[SlotRow]:
     times = times_of(job)
-    return policy.skip_elapsed(job, times, now=now, reason=why) if times else ()
+    return policy.skip_elapsed(job, times, now=now, reason=why, taken=taken) if times else ()
 
 
 def _change(
@@ -135,11 +142,13 @@ def _change(
 # -- pause and resume ------------------------------------------------------------------------------------------
 
 
-def plan_pause(job: Job, reason: str, *, now: Millis) -> Change | None:
+def plan_pause(
+    job: Job, reason: str, *, now: Millis, taken: Collection[Millis] = frozenset()
+) -> Change | None:
     """The pause of `job` as a value; None when it is paused."""
     if job.status == "paused":
         return None
-    skipped = _elapsed(job, "paused", now)
+    skipped = _elapsed(job, "paused", now, taken)
     after = replace(
         job,
         status="paused",
@@ -151,18 +160,19 @@ def plan_pause(job: Job, reason: str, *, now: Millis) -> Change | None:
     return _change(job, after, skipped, now, reason)
 
 
-def plan_resume(job: Job, *, now: Millis) -> Change | None:
+def plan_resume(job: Job, *, now: Millis, taken: Collection[Millis] = frozenset()) -> Change | None:
     """The resumption of `job` as a value; None when it is active. Raises `BadSchedule` when it cannot fire."""
     if job.status == "active":
         return None
     times = timing.schedule_of(job)
-    skipped = _elapsed(job, "paused", now)
+    skipped = _elapsed(job, "paused", now, taken)
     after = replace(
         job,
         status="active",
         paused_reason=None,
         failure_streak=0,
         turn_budget_breach_streak=0,
+        breaches_before_success=0,
         lease_drift_streak=0,
         last_scheduled_for=_watermark(job, skipped),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from carolctl.config import Settings
-from carolctl.model import Job
+from carolctl.model import Job, Run
 
 
 def warnings_of(job: Job, settings: Settings) -> list[str]:
@@ -20,6 +20,16 @@ def breach_warning(job: Job, settings: Settings) -> str | None:
     took = "" if job.last_turn_count is None else f", the last one at turn {job.last_turn_count}"
     rest = "" if job.status == "paused" else f"; {settings.breach_pause} pause the job"
     return f"{streak} turn-limit breaches in a row{took}{rest}: raise --max-turns, or give it less to do"
+
+
+def overrun_said(run: Run) -> str | None:
+    """Of a run that ended well and yet used more turns than it may."""
+    if run.status != "completed" or run.max_turns is None or (run.turn_count or 0) <= run.max_turns:
+        return None
+    return (
+        f"run {run.run_id} of {run.job_id} ended well, but used {run.turn_count} of {run.max_turns} turns:"
+        " a breach of its budget"
+    )
 
 
 def drift_warning(job: Job, settings: Settings) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from carolctl import global_pause, job_plans, job_values
@@ -87,9 +88,9 @@ def _require_handler(tx: WriteTx, job: Job) -> None:
 # -- edit ------------------------------------------------------------------------------------------------------
 
 
-def edit(session: Session, job_id: str, said: Said) -> Change | None:
+def edit(session: Session, job_id: str, said: Said, reason: str | None = None) -> Change | None:
     """Change what was spoken of; None when everything is so already."""
-    return _changed(session, "edit-job", job_id, lambda job: job_plans.plan_edit(job, said, now=session.now))
+    return _changed(session, "edit-job", job_id, partial(job_plans.plan_edit, said=said, reason=reason))
 
 
 # -- pause and resume ------------------------------------------------------------------------------------------
@@ -98,12 +99,12 @@ def edit(session: Session, job_id: str, said: Said) -> Change | None:
 def pause(session: Session, job_id: str, reason: str | None) -> Change | None:
     """Let a job rest; None when it rests already."""
     why = reason or f"paused by {session.actor}"
-    return _changed(session, "pause", job_id, lambda job: job_plans.plan_pause(job, why, now=session.now))
+    return _changed(session, "pause", job_id, partial(job_plans.plan_pause, reason=why))
 
 
 def resume(session: Session, job_id: str) -> Change | None:
     """Let a job fire again, from its first slot after now; None when it is active."""
-    return _changed(session, "resume", job_id, lambda job: job_plans.plan_resume(job, now=session.now))
+    return _changed(session, "resume", job_id, job_plans.plan_resume)
 
 
 def pause_all(session: Session, *, until: Millis | None, reason: str | None) -> bool:
@@ -131,7 +132,7 @@ def _set_global_pause(session: Session, command: str, value: str | None, reason:
 # -- remove ----------------------------------------------------------------------------------------------------
 
 
-def remove(session: Session, job_id: str, *, cancel: bool) -> list[int]:
+def remove(session: Session, job_id: str, *, cancel: bool, reason: str | None = None) -> list[int]:
     """Remove a job; its runs stay. With `cancel` its live runs are ended first: their ids.
 
     Raises `Refused` while one lives, or while another job names this one as its handler.
@@ -150,7 +151,8 @@ def remove(session: Session, job_id: str, *, cancel: bool) -> list[int]:
                 continue
             before = _removed(tx, job_id)
             tx.delete_job(job_id)
-            tx.audit(_entry(session, "remove-job", job_id, before, {"cancelled": sorted(cancelled)}))
+            after = {"cancelled": sorted(cancelled)}
+            tx.audit(_entry(session, "remove-job", job_id, before, after, reason))
         return sorted(cancelled)
     raise _contended(job_id)
 
@@ -182,13 +184,14 @@ def check_removable(tx: ReadTx | WriteTx, job_id: str, *, cancel: bool) -> list[
 
 
 def _changed(
-    session: Session, command: str, job_id: str, plan: Callable[[Job], Change | None]
+    session: Session, command: str, job_id: str, plan: Callable[..., Change | None]
 ) -> Change | None:
     """Plan on a snapshot and write by compare-and-swap; whoever was faster makes us plan again."""
     for _ in range(_ATTEMPTS):
         with session.store.read() as tx:
             job = find(tx, job_id)
-        change = plan(job)
+            taken = tx.slots_beyond([(job_id, job.last_scheduled_for)], until=session.now)
+        change = plan(job, now=session.now, taken=taken.get(job_id, frozenset()))
         if change is None:
             return None
         with session.store.write() as tx:

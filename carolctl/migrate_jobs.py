@@ -42,7 +42,7 @@ DEFINITION = (
 _TRACES = (
     "last_fired_at", "last_run_id", "last_status", "last_failure_reason", "firing_count", "suppression_count",
     "failure_streak", "turn_budget_breach_streak", "lease_drift_streak", "last_turn_count",
-    "avg_turns_per_firing",
+    "avg_turns_per_firing", "breaches_before_success",
 )  # fmt: skip
 
 

@@ -158,6 +158,8 @@ class Job:
     suppression_count: int = 0
     failure_streak: int = 0
     turn_budget_breach_streak: int = 0
+    #: The breach streak that the last success ended: an event that comes home later may show that it was a breach.
+    breaches_before_success: int = 0
     lease_drift_streak: int = 0
     last_turn_count: int | None = None
     avg_turns_per_firing: float | None = None

@@ -5,11 +5,11 @@ No transaction, no clock, no I/O: everything is handed in, and what comes back i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from carolctl.model import FailureClass, Firing, Job, Millis, Outcome, Run, SkipReason, SlotRow, StopReason
+from carolctl.model import FailureClass, Firing, Job, Millis, Run, SkipReason, SlotRow, StopReason
 
 MISSED_AFTER_MS = 60_000
 """A slot older than this at the tick was missed."""
@@ -84,29 +84,40 @@ class _Gate:
         return room or always
 
 
-def plan_firing(job: Job, slots: Slots, *, now: Millis, offset_ms: int, live: LiveScheduled) -> Firing:
+def plan_firing(
+    job: Job,
+    slots: Slots,
+    *,
+    now: Millis,
+    offset_ms: int,
+    live: LiveScheduled,
+    taken: Collection[Millis] = frozenset(),
+) -> Firing:
     """Lay out the rows for every slot of `job` in (watermark, now], and the job's new watermark and wake-up.
 
-    `offset_ms` is the job's spread: it delays the wake-up, never the nominal instant.
+    `offset_ms` is the job's spread: it delays the wake-up, never the nominal instant. `taken`: slots beyond the
+    watermark that have their row all the same, because the clock was set back; none of them gets another.
     """
     until = Millis(now - offset_ms)
     misfired_until, missed_until = _thresholds(job, until, offset_ms)
     after = job.last_scheduled_for
     gate = _Gate(job, live)
-    rows = _skipped(slots, after, misfired_until, "misfire")
-    rows += _caught_up(job, slots, Millis(max(after, misfired_until)), missed_until, gate)
+    rows = _skipped(slots, after, misfired_until, "misfire", taken)
+    rows += _caught_up(job, slots, Millis(max(after, misfired_until)), missed_until, gate, taken)
     fresh_after = Millis(max(after, missed_until))
     fresh = slots.newest(fresh_after, until, limit=COALESCED_LIMIT)
     if len(fresh) == COALESCED_LIMIT:
         # Put off for so long that they are too many for a row each.
-        rows += _skipped(slots, fresh_after, Millis(fresh[0] - 1), "catch_up_limit")
-    rows += _fresh_rows(fresh, gate)
+        rows += _skipped(slots, fresh_after, Millis(fresh[0] - 1), "catch_up_limit", taken)
+    rows += _fresh_rows(fresh, gate, taken)
     next_slot = slots.next_after(Millis(max(until, after)))
     return Firing(
         job_id=job.job_id,
         schedule_rev=job.schedule_rev,
         watermark_before=after,
-        watermark=Millis(max([after, *(row.scheduled_for for row in rows)])),
+        watermark=Millis(
+            max([after, *(row.scheduled_for for row in rows), *(slot for slot in taken if slot <= until)])
+        ),
         next_fire_at=None if next_slot is None else Millis(next_slot + offset_ms),
         rows=tuple(rows),
     )
@@ -123,31 +134,38 @@ def _thresholds(job: Job, until: Millis, offset_ms: int) -> tuple[Millis, Millis
     return Millis(misfired_until), Millis(max(missed_until, misfired_until))
 
 
-def _caught_up(job: Job, slots: Slots, after: Millis, until: Millis, gate: _Gate) -> list[SlotRow]:
+def _caught_up(
+    job: Job, slots: Slots, after: Millis, until: Millis, gate: _Gate, taken: Collection[Millis]
+) -> list[SlotRow]:
     """The rows for missed slots, by the job's catch-up rule; found by stepping back from the newest."""
     if job.catch_up == "skip":
-        return _skipped(slots, after, until, "missed")
+        return _skipped(slots, after, until, "missed", taken)
     if job.catch_up == "latest":
-        return [_gated(row, gate) for row in _one_row(slots, after, until)]
+        return [_gated(row, gate) for row in _one_row(slots, after, until, taken)]
     newest = slots.newest(after, until, limit=CATCH_UP_LIMIT)
     rows = []
     if newest:
-        rows = _skipped(slots, after, Millis(newest[0] - 1), "catch_up_limit")
-    for slot in newest:
+        rows = _skipped(slots, after, Millis(newest[0] - 1), "catch_up_limit", taken)
+    for slot in (slot for slot in newest if slot not in taken):
         gate.admit(always=True)
         rows.append(SlotRow(scheduled_for=slot, slots_from=slot, coalesced=1))
     return rows
 
 
-def _fresh_rows(fresh: Iterable[Millis], gate: _Gate) -> list[SlotRow]:
+def _fresh_rows(fresh: Iterable[Millis], gate: _Gate, taken: Collection[Millis]) -> list[SlotRow]:
     """A row a slot; neighbours that overlap share one, or a job of every second would leave thirty a tick."""
     rows: list[SlotRow] = []
+    may_share = False
     for slot in fresh:
+        if slot in taken:
+            may_share = False
+            continue
         row = _gated(SlotRow(scheduled_for=slot, slots_from=slot, coalesced=1), gate)
-        if rows and row.skip_reason and rows[-1].skip_reason:
+        if may_share and row.skip_reason and rows[-1].skip_reason:
             last = rows.pop()
             row = replace(row, slots_from=last.slots_from, coalesced=last.coalesced + 1)
         rows.append(row)
+        may_share = True
     return rows
 
 
@@ -155,18 +173,30 @@ def _gated(row: SlotRow, gate: _Gate) -> SlotRow:
     return row if gate.admit() else replace(row, skip_reason="overlap")
 
 
-def _skipped(slots: Slots, after: Millis, until: Millis, reason: SkipReason) -> list[SlotRow]:
-    return [replace(row, skip_reason=reason) for row in _one_row(slots, after, until)]
+def _skipped(
+    slots: Slots, after: Millis, until: Millis, reason: SkipReason, taken: Collection[Millis]
+) -> list[SlotRow]:
+    return [replace(row, skip_reason=reason) for row in _one_row(slots, after, until, taken)]
 
 
-def _one_row(slots: Slots, after: Millis, until: Millis) -> list[SlotRow]:
-    """One row that stands for every slot in (after, until]; none when there is no slot."""
+def _one_row(slots: Slots, after: Millis, until: Millis, taken: Collection[Millis]) -> list[SlotRow]:
+    """One row that stands for every slot in (after, until], on the newest without a row; none where all have one."""
     first = slots.next_after(after)
-    if first is None or first > until:
+    latest = _newest_free(slots, after, until, taken)
+    if first is None or latest is None:
         return []
-    count = slots.count(after, until, limit=COALESCED_LIMIT)
-    [latest] = slots.newest(after, until, limit=1)
+    count = slots.count(after, latest, limit=COALESCED_LIMIT)
     return [SlotRow(scheduled_for=latest, slots_from=first, coalesced=count)]
+
+
+def _newest_free(slots: Slots, after: Millis, until: Millis, taken: Collection[Millis]) -> Millis | None:
+    step = 1
+    while newest := slots.newest(after, until, limit=step):
+        free = next((slot for slot in reversed(newest) if slot not in taken), None)
+        if free is not None:
+            return free
+        until, step = Millis(newest[0] - 1), 1000
+    return None
 
 
 def is_deferred_enough(job: Job, now: Millis, *, longest_ms: int) -> bool:
@@ -180,9 +210,11 @@ def put_off_until(job: Job, now: Millis, *, step_ms: int, longest_ms: int) -> Mi
     return Millis(min(now + step_ms, first + longest_ms))
 
 
-def skip_elapsed(job: Job, slots: Slots, *, now: Millis, reason: SkipReason) -> list[SlotRow]:
+def skip_elapsed(
+    job: Job, slots: Slots, *, now: Millis, reason: SkipReason, taken: Collection[Millis] = frozenset()
+) -> list[SlotRow]:
     """The row that an edit, a pause or a resume leaves for the slots in (watermark, now]: none ever fires."""
-    return _skipped(slots, job.last_scheduled_for, now, reason)
+    return _skipped(slots, job.last_scheduled_for, now, reason, taken)
 
 
 # -- live runs ---------------------------------------------------------------------------------------------
@@ -282,79 +314,3 @@ def _judge_alive(run: Run, now: Millis, *, expired: bool) -> Verdict:
         asked = run.stop_requested_at if run.stop_requested_at is not None else now
         return StopAgain(kill=now - asked >= STOP_GRACE_MS)
     return Stop("lease_expired") if expired else Leave()
-
-
-# -- outcomes ----------------------------------------------------------------------------------------------
-
-#: Whether the work was done is not known: tried again only where doing it twice does no harm.
-_ONLY_IDEMPOTENT: frozenset[str] = frozenset({"process_lost", "outcome_unknown", "lease_expired", "aborted"})
-_NEVER_RETRIED: frozenset[str] = frozenset({"auth_failed", "turn_limit_exceeded", "budget_exceeded"})
-_FIRST_BACKOFF_SEC, _LONGEST_BACKOFF_SEC = 30, 3600
-
-
-def final_outcome(run: Run, outcome: Outcome) -> Outcome:
-    """The outcome with the row's stop reason above whatever the process said at its end."""
-    match run.stop_reason:
-        case None:
-            return outcome
-        case "cancelled":
-            return replace(outcome, status="cancelled", failure_reason=None)
-        case "turn_limit_exceeded":
-            return replace(outcome, status="failed", failure_reason="turn_limit_exceeded")
-        case _:
-            return replace(outcome, status="failed", failure_reason="lease_expired")
-
-
-def retry_at(run: Run, job: Job | None, outcome: Outcome) -> Millis | None:
-    """When to try again, or None: no attempt left, a class that is never retried, or the next slot is nearer."""
-    if job is None or outcome.status != "failed" or run.attempt >= job.max_attempts or run.stop_reason:
-        return None
-    reason = outcome.failure_reason or ""
-    if reason in _NEVER_RETRIED or (reason in _ONLY_IDEMPOTENT and not job.idempotent):
-        return None
-    at = Millis(outcome.completed_at + round(1000 * _backoff_sec(run, outcome)))
-    if job.next_fire_at is not None and at >= job.next_fire_at:
-        return None
-    return at
-
-
-def _backoff_sec(run: Run, outcome: Outcome) -> float:
-    if outcome.retry_after_sec is not None:
-        return max(outcome.retry_after_sec, 1.0)
-    # Jitter that is the same for the same attempt, so that a rehearsal repeats itself.
-    jitter = 0.75 + (run.run_id * 2654435761 + run.attempt) % 1000 / 2000
-    return float(min(_FIRST_BACKOFF_SEC * 2 ** (run.attempt - 1), _LONGEST_BACKOFF_SEC) * jitter)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Streaks:
-    """A job's two streaks after an end, and why it is to be paused, if it is."""
-
-    failure_streak: int
-    turn_budget_breach_streak: int
-    pause_reason: str | None = None
-
-
-def streaks_after(
-    job: Job, outcome: Outcome, *, failure_pause: int, breach_pause: int, in_grace: bool = False
-) -> Streaks:
-    """Count a failure or a turn-limit breach, each in its own streak; a success resets both.
-
-    `in_grace`: the job's turn budget is so new that a breach of it counts nowhere.
-    """
-    failures, breaches = job.failure_streak, job.turn_budget_breach_streak
-    if outcome.status == "completed":
-        return Streaks(failure_streak=0, turn_budget_breach_streak=0)
-    if outcome.status == "cancelled" or outcome.failure_reason == "aborted":
-        return Streaks(failure_streak=failures, turn_budget_breach_streak=breaches)
-    if outcome.failure_reason == "turn_limit_exceeded":
-        breaches += not in_grace
-        reason = f"{breaches} turn-limit breaches in a row" if breaches >= breach_pause else None
-    else:
-        failures += 1
-        reason = (
-            f"{failures} failures in a row, the last one {outcome.failure_reason}"
-            if failures >= failure_pause
-            else None
-        )
-    return Streaks(failure_streak=failures, turn_budget_breach_streak=breaches, pause_reason=reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from carolctl import claims, config, end_facts, finish, launch, spool, sweep, tick
+from carolctl import claims, config, end_facts, finish, launch, publishing, spool, sweep, tick
 from carolctl.config import Settings
 from carolctl.model import Claimed, Run
 from carolctl.notices import warn
@@ -34,7 +34,7 @@ def reap(session: Session, *, dry_run: bool = False) -> ReapReport:
     if not swept.is_empty() or swept.stops_again:
         changed = _write(session, launcher, picture.settings, swept, claimant, dry_run=dry_run)
         report.leases, report.lost = changed.leases, changed.lost
-    _, report.orphans = tick.publish_and_sweep(
+    _, report.orphans = publishing.publish_and_sweep(
         session, picture.settings, paused=picture.paused, dry_run=dry_run
     )
     return report

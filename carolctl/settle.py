@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from carolctl.config import Settings
 from carolctl.end_facts import NOTHING_KNOWN, EndFacts
-from carolctl.job_warnings import breach_warning, drift_warning
-from carolctl.model import Job, Millis, Outcome, Run
-from carolctl.policy import final_outcome, retry_at, streaks_after
+from carolctl.endings import Streaks, breaches_pause, final_outcome, has_overrun, retry_at, streaks_after
+from carolctl.job_warnings import breach_warning, drift_warning, overrun_said
+from carolctl.model import FailureClass, Job, Millis, Outcome, Run
 from carolctl.store.records import AuditEntry, FiringMetrics
 from carolctl.store.tx import WriteTx
 
@@ -85,6 +85,33 @@ def _settle_one(
     return "ended"
 
 
+def end_retries(tx: WriteTx, waiting: Iterable[Run], *, now: Millis, settings: Settings) -> None:
+    """End the runs that wait for another try while the next slot of their job is due: it runs in their place."""
+    for run in waiting:
+        with suppress(*UNUSABLE), tx.savepoint:
+            ended = tx.end_retry(run.run_id, run.claim_no, now=now)
+            if ended is not None:
+                _follow_up(tx, ended, now=now, settings=settings)
+
+
+def _follow_up(tx: WriteTx, ended: Run, *, now: Millis, settings: Settings) -> None:
+    """What the last failure of a run causes. Its attempts have their metrics, and no lease is at its end here."""
+    job = tx.jobs_named([ended.job_id]).get(ended.job_id)
+    if job is None:
+        return
+    outcome = Outcome(
+        run_id=ended.run_id,
+        claim_no=ended.claim_no,
+        status="failed",
+        completed_at=now,
+        failure_reason=cast("FailureClass", ended.failure_reason),
+    )
+    unleased = replace(ended, slot_claimed_at=None)
+    _update_job(tx, unleased, job, outcome, now=now, settings=settings, facts=NOTHING_KNOWN)
+    with suppress(*UNUSABLE), tx.savepoint:
+        _trigger_handler(tx, ended, job, outcome, now=now, settings=settings)
+
+
 def _end_bare(tx: WriteTx, outcome: Outcome) -> None:
     """The end alone, without what the other side said, so that the slot is free."""
     with suppress(*UNUSABLE), tx.savepoint:
@@ -131,21 +158,44 @@ def _update_job(
     settings: Settings,
     facts: EndFacts,
 ) -> None:
+    overrun = has_overrun(run, outcome)
     streaks = streaks_after(
         job,
         outcome,
         failure_pause=settings.failure_pause,
         breach_pause=settings.breach_pause,
         in_grace=facts.is_in_grace(job, outcome.completed_at),
+        overrun=overrun,
     )
-    turns = outcome.turns if outcome.turns is not None else run.turn_count
     values: dict[str, Any] = {
         "last_run_id": run.run_id,
         "last_status": outcome.status,
         "last_failure_reason": outcome.failure_reason,
+        "lease_drift_streak": _lease_drift_streak(run, job, outcome),
+    }
+    turns = outcome.turns if outcome.turns is not None else run.turn_count
+    if overrun:
+        _audit_overrun(tx, replace(run, status="completed", turn_count=turns), now=now)
+    is_reset = outcome.status == "completed" and not overrun
+    values["breaches_before_success"] = job.turn_budget_breach_streak if is_reset else 0
+    _write_job(tx, run, job, streaks, values, turns=turns, now=now, settings=settings)
+
+
+def _write_job(
+    tx: WriteTx,
+    run: Run,
+    job: Job,
+    streaks: Streaks,
+    values: dict[str, Any],
+    *,
+    turns: int | None,
+    now: Millis,
+    settings: Settings,
+) -> None:
+    """The job's streaks, turns and `values`; a pause where a streak calls for one; what is to be warned of."""
+    values |= {
         "failure_streak": streaks.failure_streak,
         "turn_budget_breach_streak": streaks.turn_budget_breach_streak,
-        "lease_drift_streak": _lease_drift_streak(run, job, outcome),
         "updated_at": now,
     }
     if turns is not None:
@@ -157,6 +207,44 @@ def _update_job(
         tx.audit(_entry(now, "settle", job.job_id, streaks.pause_reason, after=after, before=before))
     tx.set_job_columns(job.job_id, values)
     _audit_warnings(tx, job, replace(job, **values), run, now=now, settings=settings)
+
+
+def settle_late_turns(
+    tx: WriteTx,
+    run_id: int,
+    turns: int,
+    *,
+    claim_no: int | None,
+    now: Millis,
+    settings: Settings,
+    facts: EndFacts,
+) -> Run | None:
+    """An event that came home after its run had ended well: the run, if it shows now that it was a breach.
+
+    Counted once a run; the streak that its end reset goes on where it was, unless other runs have ended since.
+    """
+    run = tx.overrun_after_end(run_id, turns, claim_no=claim_no)
+    job = None if run is None else tx.job(run.job_id)
+    if run is None or job is None or run.completed_at is None:
+        return run
+    _audit_overrun(tx, run, now=now)
+    is_last = job.last_run_id == run_id
+    before = job.breaches_before_success if is_last else 0
+    breaches = job.turn_budget_breach_streak + before + (not facts.is_in_grace(job, run.completed_at))
+    streaks = Streaks(
+        failure_streak=job.failure_streak,
+        turn_budget_breach_streak=breaches,
+        pause_reason=breaches_pause(breaches, settings.breach_pause),
+    )
+    values = {"breaches_before_success": 0} if is_last else {}
+    said = turns if is_last else None
+    _write_job(tx, run, job, streaks, values, turns=said, now=now, settings=settings)
+    return run
+
+
+def _audit_overrun(tx: WriteTx, run: Run, *, now: Millis) -> None:
+    after = {"run_id": run.run_id, "turn_count": run.turn_count, "max_turns": run.max_turns}
+    tx.audit(_entry(now, "turn_budget_overrun", run.job_id, overrun_said(run) or "", after=after))
 
 
 def _audit_warnings(

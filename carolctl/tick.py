@@ -20,11 +20,13 @@ from carolctl import (
     deferral,
     drain,
     end_facts,
+    endings,
     events,
     finish,
     launch,
     places,
     policy,
+    publishing,
     spool,
     sweep,
     timing,
@@ -36,7 +38,7 @@ from carolctl.lockguard import require_unlocked
 from carolctl.model import Claimed, Firing, Job, Millis, Run
 from carolctl.notices import warn
 from carolctl.session import Session
-from carolctl.settle import settle
+from carolctl.settle import end_retries, settle
 from carolctl.store.idle import STAMP_STALE_SEC, WATERMARK_AHEAD_MS
 from carolctl.store.jobs import DamagedJob
 from carolctl.store.records import AuditEntry
@@ -56,6 +58,8 @@ class Picture:
     due: list[Job]
     damaged: list[DamagedJob]
     ahead: list[Job]
+    #: By job: slots beyond its watermark that have their row, because the clock was set back.
+    taken: dict[str, frozenset[Millis]]
     live: list[Run]
     jobs_of_live: dict[str, Job]
     pressure: list[str]
@@ -70,6 +74,8 @@ class Plan:
     sweep: sweep.Sweep
     facts: end_facts.EndFacts = end_facts.NOTHING_KNOWN
     firings: tuple[Firing, ...] = ()
+    #: Runs that wait for another try while the next slot of their job is due.
+    displaced: tuple[Run, ...] = ()
     deferred: tuple[Job, ...] = ()
     overdue: tuple[Job, ...] = ()
     pressure: Sequence[str] = ()
@@ -111,7 +117,8 @@ def tick(session: Session, *, dry_run: bool = False) -> TickReport:
     if not dry_run:
         sweep.bury_the_dead(swept)
     plan = make_plan(picture, swept, session.now)
-    plan = replace(plan, facts=end_facts.gather(session.store, swept.outcomes()))
+    reported = events.turns_reported(batch)
+    plan = replace(plan, facts=end_facts.gather(session.store, swept.outcomes(), reported=reported))
     report = TickReport(paused=picture.paused)
     to_launch: list[Claimed] = []
     asked: list[Run] = []
@@ -119,7 +126,9 @@ def tick(session: Session, *, dry_run: bool = False) -> TickReport:
     if _has_work(plan, picture) or batch.files:
         with session.store.write(dry_run=dry_run) as tx:
             to_launch, asked = _write(tx, plan, picture, claimant, report)
-            taken = events.take_in(tx, batch.files, now=session.now)
+            taken = events.take_in(
+                tx, batch.files, now=session.now, settings=picture.settings, facts=plan.facts
+            )
         report.write_lock_ms = round(session.store.write_lock_ms, 3)
     else:
         report.queued, report.running = _count(picture.live)
@@ -127,7 +136,7 @@ def tick(session: Session, *, dry_run: bool = False) -> TickReport:
         waiting = len(picture.due) if picture.settings.max_concurrent == 0 else 0
         _act(session, launcher, plan, to_launch, [*asked, *taken.stops], report, waiting=waiting)
         _end_batch(session, batch, taken, report)
-    report.ledger, report.orphans = publish_and_sweep(
+    report.ledger, report.orphans = publishing.publish_and_sweep(
         session, picture.settings, paused=report.paused, dry_run=dry_run
     )
     report.elapsed_ms = round((time.perf_counter() - began) * 1000, 3)
@@ -149,6 +158,7 @@ def take_picture(tx: ReadTx, session: Session) -> Picture:
         due=due,
         damaged=damaged,
         ahead=tx.jobs_with_watermark_after(Millis(now + WATERMARK_AHEAD_MS)),
+        taken=tx.slots_beyond(((job.job_id, job.last_scheduled_for) for job in due), until=now),
         live=live,
         jobs_of_live=tx.jobs_named({run.job_id for run in live}),
         pressure=tx.pressure_sources(now),
@@ -169,11 +179,13 @@ def make_plan(picture: Picture, swept: sweep.Sweep, now: Millis) -> Plan:
     gap = _tick_gap(now)
     if picture.paused or picture.settings.max_concurrent == 0:
         return Plan(sweep=swept, tick_gap=gap)
-    firings, broken = _plan_firings(picture, swept, now)
+    displaced = endings.displaced_retries(picture.live, {job.job_id for job in picture.due})
+    firings, broken = _plan_firings(picture, swept, displaced, now)
     reanchored, broken_ahead = _plan_reanchoring(picture.ahead, now)
     plan = Plan(
         sweep=swept,
         firings=firings,
+        displaced=tuple(displaced),
         set_aside=(*picture.damaged, *broken, *broken_ahead),
         reanchored=reanchored,
         tick_gap=gap,
@@ -190,9 +202,12 @@ def _under_pressure(plan: Plan, picture: Picture, pressure: list[str], now: Mill
 
 
 def _plan_firings(
-    picture: Picture, swept: sweep.Sweep, now: Millis
+    picture: Picture, swept: sweep.Sweep, displaced: Sequence[Run], now: Millis
 ) -> tuple[tuple[Firing, ...], list[DamagedJob]]:
-    counts = policy.count_scheduled(run for run in picture.live if not swept.ends_run(run))
+    ending = {run.run_id for run in displaced}
+    counts = policy.count_scheduled(
+        run for run in picture.live if run.run_id not in ending and not swept.ends_run(run)
+    )
     firings, broken = [], []
     for job in picture.due:
         try:
@@ -202,6 +217,7 @@ def _plan_firings(
                 now=now,
                 offset_ms=timing.spread_ms(job),
                 live=counts.get(job.job_id, policy.LiveScheduled()),
+                taken=picture.taken.get(job.job_id, frozenset()),
             )
         except Exception as problem:  # noqa: BLE001 - a bad row steps aside and never stops the others
             broken.append(DamagedJob(job.job_id, f"schedule: {problem}"))
@@ -263,6 +279,8 @@ def _write(
     failpoint("tick-swept")
     _set_aside(tx, plan, now)
     _reanchor(tx, plan, now)
+    # Before the slots that they would stand in the way of.
+    end_retries(tx, plan.displaced, now=now, settings=settings)
     _fire(tx, plan, now, report)
     report.deferred = deferral.put_off(tx, plan.deferred, plan.pressure, settings, now)
     failpoint("tick-fired")
@@ -375,27 +393,3 @@ def touch_stamp(now: Millis) -> None:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     with open(path, "ab"):
         os.utime(path, (now / 1000, now / 1000))
-
-
-# -- publish -----------------------------------------------------------------------------------------------
-
-
-def publish_and_sweep(
-    session: Session, settings: Settings, *, paused: bool, dry_run: bool
-) -> tuple[dict[str, int], list[int]]:
-    """The legacy ledger's turn: how many runs were written and still wait, and the orphans that were ended."""
-    planner_db, ended = places.planner_db(), list[int]()
-    with session.store.read() as snapshot:
-        pending = snapshot.ledger_pending()
-    if planner_db is None:
-        # It was taken back: to be told of it at every tick helps nobody, and doctor says it.
-        return {"written": 0, "pending": pending}, []
-    # Most stores mirror nothing, and need none of this.
-    from carolctl import ledger, orphans
-
-    published = ledger.publish(session, planner_db, dry_run=dry_run)
-    if not paused:
-        ended = orphans.sweep_orphans(
-            session, planner_db, threshold_min=settings.orphan_threshold_min, dry_run=dry_run
-        )
-    return {"written": published.written, "pending": published.pending}, ended

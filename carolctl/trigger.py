@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from carolctl import finish
 from carolctl.errors import UsageError
 from carolctl.event_values import is_event_kind
@@ -29,12 +31,29 @@ def check(event_id: str, kind: str) -> None:
         raise UsageError("on_failure is what the program itself calls handlers with", field="kind")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Triggered:
+    """The run of an event, and the slots that were given out with it."""
+
+    run_id: int
+    is_new: bool
+    claimed: list[Claimed]
+    #: Why the job is paused; None: it is not.
+    paused: str | None
+
+
 def trigger(
-    session: Session, job_id: str, *, event_id: str, kind: str, requester: str | None
-) -> tuple[int, bool, list[Claimed]]:
+    session: Session,
+    job_id: str,
+    *,
+    event_id: str,
+    kind: str,
+    requester: str | None,
+    reason: str | None = None,
+) -> Triggered:
     """Queue the event's run in one write and give out what slots are free; the caller launches what was claimed.
 
-    The run's id, whether it is new, and the claims. Raises `NotFound`, `NotPermitted`.
+    A pause of the job does not hold it back. Raises `NotFound`, `NotPermitted`.
     """
     with session.store.read() as snapshot:
         settings = session.settings(snapshot)
@@ -51,9 +70,20 @@ def trigger(
             event_id=event_id,
             trigger_kind=kind,
         )
+        paused = (job.paused_reason or "it does not say why") if job.status == "paused" else None
         if run_id is None:
-            return tx.event_run(job.job_id, event_id, kind), False, []
+            run_id = tx.event_run(job.job_id, event_id, kind)
+            return Triggered(run_id=run_id, is_new=False, claimed=[], paused=paused)
         after = {"run_id": run_id, "by": session.actor, "event_id": event_id, "trigger_kind": kind}
-        actor = requester or session.actor
-        tx.audit(AuditEntry(at=session.now, actor=actor, command="trigger", subject=job.job_id, after=after))
-        return run_id, True, finish.refill(tx, claimant, settings)
+        tx.audit(
+            AuditEntry(
+                at=session.now,
+                actor=requester or session.actor,
+                command="trigger",
+                subject=job.job_id,
+                after=after,
+                reason=reason,
+            )
+        )
+        claimed = finish.refill(tx, claimant, settings)
+        return Triggered(run_id=run_id, is_new=True, claimed=claimed, paused=paused)

@@ -9,7 +9,7 @@ import math
 import os
 from dataclasses import replace
 
-from carolctl import clock, places, policy
+from carolctl import clock, endings, places
 from carolctl.errors import BadData, NotFound, NotPermitted, StoreBusy
 from carolctl.failpoints import failpoint
 from carolctl.failure_text import class_of_exit
@@ -67,7 +67,7 @@ def finish(run_id: int, claim_no: int, told: str) -> None:
         ended = _in_its_words(ended, result, unit)
     outcome = _outcome(run_id, claim_no, ended, result)
     if run is not None and run.stop_reason is not None:
-        outcome = policy.final_outcome(
+        outcome = endings.final_outcome(
             run, replace(outcome, summary=result.summary or _STOPPED[run.stop_reason])
         )
     _tell(outcome)

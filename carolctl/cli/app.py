@@ -85,6 +85,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "audit": "Prove that every slot of a period has exactly one row, or say which do not.",
         "stats": "Show waits, durations, lateness, turns and failures, and how they change.",
     },
+    "change_commands": {
+        "changes": "Show who changed what, when and why, newest first.",
+    },
     "outlook_commands": {
         "forecast": "Show what will run in the coming hours under the cap: starts, waits and the peak.",
     },

@@ -10,7 +10,7 @@ import typer
 from carolctl import config
 from carolctl.cli.app import application
 from carolctl.cli.opening import open_session
-from carolctl.cli.options import Db, Json, help_epilog
+from carolctl.cli.options import Db, Json, Reason, checked_reason, help_epilog
 from carolctl.cli.output import note, print_json, print_lines, tell
 from carolctl.errors import NotFound, UsageError
 from carolctl.notices import warn
@@ -76,11 +76,12 @@ def get_setting(key: Key, db: Db = None, as_json: Json = False) -> None:
         "carolctl config set schedule.max_concurrent 3",
         x2="no such setting, or a value it cannot have",
         x75="database busy",
+        x77="called inside a run whose job may not schedule",
     ),
     # So that -1 is taken for a value, and refused as one.
     context_settings={"ignore_unknown_options": True},
 )
-def set_setting(key: Key, value: Value, db: Db = None, as_json: Json = False) -> None:
+def set_setting(key: Key, value: Value, reason: Reason = None, db: Db = None, as_json: Json = False) -> None:
     """Change one setting.
 
     It is kept in the job store, and in force from the next command on.
@@ -88,8 +89,9 @@ def set_setting(key: Key, value: Value, db: Db = None, as_json: Json = False) ->
     if not value.isprintable():
         raise UsageError("holds a character that cannot be printed", field=key[:40])
     meant = config.checked(key, value)
+    why = _allowed(db, reason)
     session = open_session(db, create=True)
-    changed = _write(session, "config set", key, str(meant))
+    changed = _write(session, "config set", key, str(meant), why)
     document = {"key": key, "value": meant, "changed": changed}
     tell(f"{key} is {meant}" if changed else f"{key} is {meant} already", document, as_json=as_json)
     variable = config.BY_KEY[key].env
@@ -104,16 +106,27 @@ def set_setting(key: Key, value: Value, db: Db = None, as_json: Json = False) ->
         x2="no such setting",
         x66="no job store yet",
         x75="database busy",
+        x77="called inside a run whose job may not schedule",
     ),
 )
-def unset_setting(key: Key, db: Db = None, as_json: Json = False) -> None:
+def unset_setting(key: Key, reason: Reason = None, db: Db = None, as_json: Json = False) -> None:
     """Go back to the default of one setting."""
     default = _known(key).default
-    changed = _write(open_session(db), "config unset", key, None)
+    why = _allowed(db, reason)
+    changed = _write(open_session(db), "config unset", key, None, why)
     line = (
         f"{key} is {'none' if default is None else default}, its default" if changed else f"{key} was not set"
     )
     tell(line, {"key": key, "value": default, "changed": changed}, as_json=as_json)
+
+
+def _allowed(db: str | None, reason: str | None) -> str | None:
+    """The reason of a change that may be made. Raises `UsageError`, `NotPermitted`."""
+    from carolctl.permission import refuse_recursion
+
+    why = checked_reason(reason)
+    refuse_recursion(db, "no setting is changed")
+    return why
 
 
 def _known(key: str) -> config.Setting:
@@ -145,7 +158,7 @@ def _document(setting: config.Setting, table: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _write(session: Session, command: str, key: str, value: str | None) -> bool:
+def _write(session: Session, command: str, key: str, value: str | None, reason: str | None) -> bool:
     from carolctl.store.records import AuditEntry
 
     with session.store.write() as tx:
@@ -157,7 +170,13 @@ def _write(session: Session, command: str, key: str, value: str | None) -> bool:
         else:
             tx.set_setting(key, value, now=session.now)
         entry = AuditEntry(
-            at=session.now, actor=session.actor, command=command, subject=key, before=before, after=value
+            at=session.now,
+            actor=session.actor,
+            command=command,
+            subject=key,
+            before=before,
+            after=value,
+            reason=reason,
         )
         tx.audit(entry)
     return True

@@ -12,7 +12,7 @@ from carolctl import clock, global_pause
 from carolctl.cli.app import application
 from carolctl.cli.job_telling import outlook, tell_change, tell_unchanged
 from carolctl.cli.opening import open_session
-from carolctl.cli.options import Db, JobId, Json, help_epilog
+from carolctl.cli.options import Db, JobId, Json, Reason, checked_reason, help_epilog
 from carolctl.cli.output import print_json, print_lines, tell
 from carolctl.errors import Refused, UsageError
 from carolctl.instant import Millis
@@ -34,9 +34,6 @@ OfStatus = Annotated[
     str | None, typer.Option("--status", metavar="active|paused", help="Only those that are active or paused")
 ]
 For = Annotated[str | None, typer.Option("--for", metavar="DUR", help="Everything, for so long: 30m, 2h")]
-Reason = Annotated[
-    str | None, typer.Option("--reason", metavar="TEXT", help="Why, for the list and the audit log")
-]
 
 _UPCOMING = 5
 _RUNS_SHOWN = 5
@@ -47,12 +44,18 @@ _RUNS_SHOWN = 5
     epilog=help_epilog(
         "carolctl remove-job nightly --cancel --yes",
         x1="a run of it lives, or it is another job's handler",
+        x2="a reason that cannot be one",
         x66="no such job",
         x75="database busy",
     ),
 )
 def remove_job(
-    job_id: JobId, cancel: Cancel = False, yes: Yes = False, db: Db = None, as_json: Json = False
+    job_id: JobId,
+    cancel: Cancel = False,
+    yes: Yes = False,
+    reason: Reason = None,
+    db: Db = None,
+    as_json: Json = False,
 ) -> None:
     """Remove a job.
 
@@ -60,13 +63,14 @@ def remove_job(
     """
     from carolctl import jobs
 
+    why = checked_reason(reason)
     session = open_session(db)
     if not yes and sys.stdin.isatty():
         with session.store.read() as tx:
             jobs.check_removable(tx, job_id, cancel=cancel)
         if not typer.confirm(f"Remove {job_id}?", err=True):
             raise Refused("nothing was removed")
-    cancelled = jobs.remove(session, job_id, cancel=cancel)
+    cancelled = jobs.remove(session, job_id, cancel=cancel, reason=why)
     ended = f"; runs cancelled: {', '.join(map(str, cancelled))}" if cancelled else ""
     tell(
         f"removed {job_id}{ended}",
@@ -188,11 +192,12 @@ def pause(
 ) -> None:
     """Pause a job, or without JOB everything.
 
-    Nothing is fired or claimed; what runs goes on.
+    Nothing is fired; what runs goes on. A job's pause rests its schedule alone: it is still run by run-job, by trigger
+    (which says that it is paused) and as the on-failure handler of another job. A pause of everything holds these too.
     """
-    from carolctl import job_values, jobs
+    from carolctl import jobs
 
-    why = None if reason is None else job_values.reason(reason)
+    why = checked_reason(reason)
     if job_id is None:
         _pause_all(open_session(db), for_, why, as_json=as_json)
         return
@@ -218,7 +223,11 @@ def _pause_all(session: Session, for_: str | None, reason: str | None, *, as_jso
 @application.command(
     "resume",
     epilog=help_epilog(
-        "carolctl resume nightly", x2="its schedule cannot be used", x66="no such job", x75="database busy"
+        "carolctl resume nightly",
+        x2="its schedule cannot be used",
+        x66="no such job",
+        x75="database busy",
+        x77="called inside a run whose job may not schedule",
     ),
 )
 def resume(job_id: MaybeJob = None, db: Db = None, as_json: Json = False) -> None:
@@ -226,8 +235,9 @@ def resume(job_id: MaybeJob = None, db: Db = None, as_json: Json = False) -> Non
 
     A job fires again from its next slot on; what it missed while it was paused stays skipped.
     """
-    from carolctl import jobs
+    from carolctl import jobs, permission
 
+    permission.refuse_recursion(db, "nothing is resumed")
     session = open_session(db)
     if job_id is None:
         changed = jobs.resume_all(session)

@@ -11,7 +11,7 @@ from carolctl.cli.app import application
 from carolctl.cli.job_options import describes_a_job
 from carolctl.cli.job_telling import document_of, outlook, tell_change, tell_unchanged
 from carolctl.cli.opening import open_session
-from carolctl.cli.options import Db, JobId, Json, help_epilog
+from carolctl.cli.options import Db, JobId, Json, Reason, checked_reason, help_epilog
 from carolctl.cli.output import note, tell
 from carolctl.errors import UsageError
 from carolctl.notices import warn
@@ -74,7 +74,9 @@ def add_job(job_id: NewJobId, *, said: Said, db: Db = None, as_json: Json = Fals
     ),
 )
 @describes_a_job
-def edit_job(job_id: JobId, *, said: Said, db: Db = None, as_json: Json = False) -> None:
+def edit_job(
+    job_id: JobId, *, said: Said, reason: Reason = None, db: Db = None, as_json: Json = False
+) -> None:
     """Change a job.
 
     What is not given stays as it is; a new schedule counts from now. The word none takes a value away
@@ -86,8 +88,9 @@ def edit_job(job_id: JobId, *, said: Said, db: Db = None, as_json: Json = False)
     permission.refuse_recursion(db)
     if said == Said():
         raise UsageError("nothing was said to change", hint="carolctl edit-job --help")
+    why = checked_reason(reason)
     session = open_session(db)
-    change = jobs.edit(session, job_id, said)
+    change = jobs.edit(session, job_id, said, why)
     if change is None:
         tell_unchanged(job_id, f"{job_id} is so already; nothing was changed", as_json=as_json)
         return

@@ -20,6 +20,8 @@ PlannerDb = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output")]
+Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why, for the audit log")]
+Requester = Annotated[str | None, typer.Option("--requester", metavar="NAME", help="On whose behalf")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id")]
 
 
@@ -39,6 +41,15 @@ def number(least: int) -> Callable[[str], int]:
 
 RunId = Annotated[int, typer.Argument(metavar="RUN", help="Run id", parser=number(1))]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Compute it all in a rolled-back transaction")]
+
+
+def checked_reason(text: str | None) -> str | None:
+    """The reason of a change, in one line, where one is given. Raises `UsageError`."""
+    if text is None:
+        return None
+    from carolctl import job_values
+
+    return job_values.reason(text)
 
 
 def help_epilog(example: str, **exits: str) -> str:

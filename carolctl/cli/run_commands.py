@@ -11,10 +11,11 @@ import typer
 
 from carolctl import clock, run_view
 from carolctl.cli.app import application
-from carolctl.cli.options import Db, JobId, Json, PlannerDb, RunId, help_epilog, number
+from carolctl.cli.options import Db, JobId, Json, PlannerDb, Requester, RunId, help_epilog, number
 from carolctl.cli.output import note, print_json, print_lines, safe
 from carolctl.errors import Exit, NotFound, Refused, UsageError
 from carolctl.model import FAILURE_CLASSES, LIVE, CommandAction, Millis, Outcome, Run
+from carolctl.notices import warn
 from carolctl.session import Session, open_session
 from carolctl.store.runs import RunFilter
 
@@ -78,6 +79,7 @@ def show_run(run_id: RunId, db: Db = None, as_json: Json = False) -> int:
     with session.store.read() as tx:
         events = run_view.event_documents(tx.events_of(run_id))
     document = run_view.document(run) | {"logs": run_view.log_paths(run), "events": events}
+    _warn_of_overrun(run)
     if as_json:
         print_json(document)
         return Exit.OK
@@ -176,6 +178,7 @@ def _spelled_out(line: str) -> str:
     epilog=help_epilog(
         "carolctl run-job nightly --wait",
         x1="the run waited for failed",
+        x2="a name or reason that cannot be one",
         x66="no such job",
         x75="all slots taken, the job is running, or everything is paused",
         x77="the requester, or the run that this is called in, may not",
@@ -187,9 +190,7 @@ def run_job(
     reason: Annotated[
         str | None, typer.Option("--reason", metavar="TEXT", help="Why, for the audit log")
     ] = None,
-    requester: Annotated[
-        str | None, typer.Option("--requester", metavar="NAME", help="On whose behalf")
-    ] = None,
+    requester: Requester = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end")] = False,
     db: Db = None,
     as_json: Json = False,
@@ -198,6 +199,7 @@ def run_job(
     from carolctl import claims, launch, permission
     from carolctl.run_now import run_now
 
+    permission.check_requester(requester)
     permission.refuse_recursion(db)
     if force and not (reason and reason.strip()):
         raise UsageError("--force needs a reason", field="reason", hint="--force --reason TEXT")
@@ -237,6 +239,7 @@ def _report_end(run: Run, *, as_json: bool) -> int:
         reason = f" ({run.failure_reason})" if run.failure_reason else ""
         summary = f": {run.result_summary}" if run.result_summary else ""
         print_lines([f"run {run.run_id} of {run.job_id} {run.status}{reason}{summary}"])
+    _warn_of_overrun(run)
     return Exit.OK if run.status == "completed" else Exit.FAILED
 
 
@@ -297,11 +300,29 @@ def finish_run(
     claims.launch_all(session.store, claimed)
     if not spooled and run_id not in (*settled.ended, *settled.requeued):
         raise Refused(f"claim {claim} of run {run_id} is not its present one, or the run has ended")
-    if as_json:
-        print_json({"run_id": run_id, "status": status, "spooled": spooled})
-    else:
-        print_lines([f"run {run_id} {status}{', in the spool until the store is free' if spooled else ''}"])
+    _tell_end(None if spooled else _existing_run(session, run_id), run_id, status, as_json=as_json)
     return Exit.OK
+
+
+def _tell_end(run: Run | None, run_id: int, said: str, *, as_json: bool) -> None:
+    """How the run ended, which need not be as it was `said`; None: that is not known yet."""
+    status = said if run is None else run.status
+    if as_json:
+        print_json({"run_id": run_id, "status": status, "spooled": run is None})
+    elif run is None:
+        print_lines([f"run {run_id} {status}, in the spool until the store is free"])
+    else:
+        reason = f" ({run.failure_reason})" if run.failure_reason else ""
+        print_lines([f"run {run_id} {status}{reason}"])
+    _warn_of_overrun(run)
+
+
+def _warn_of_overrun(run: Run | None) -> None:
+    from carolctl.job_warnings import overrun_said
+
+    warning = None if run is None else overrun_said(run)
+    if warning:
+        warn(warning)
 
 
 def _is_command(session: Session, run_id: int) -> bool:

@@ -14,8 +14,9 @@ _SELECT = f"SELECT {column_list(JOB_COLUMNS)} FROM scheduled_jobs"  # noqa: S608
 _SELECT_NAMED = f"{_SELECT} WHERE job_id IN (SELECT value FROM json_each(?))"  # noqa: S608
 _SELECT_BREACHED = f"""
 {_SELECT} WHERE max_turns_set_at IS NOT NULL AND job_id IN (
-  SELECT job_id FROM runs WHERE run_id IN (SELECT value FROM json_each(?))
-     AND (stop_reason = 'turn_limit_exceeded' OR run_id IN (SELECT value FROM json_each(?))))
+  SELECT r.job_id FROM json_each(?) AS said JOIN runs AS r ON r.run_id = said.value ->> 0
+   WHERE said.value ->> 2 OR r.stop_reason = 'turn_limit_exceeded'
+      OR coalesce(said.value ->> 1, r.turn_count) > r.max_turns)
 """  # noqa: S608
 _INSERT = (
     f"INSERT INTO scheduled_jobs ({column_list(JOB_COLUMNS)})"  # noqa: S608
@@ -72,14 +73,12 @@ class JobReads:
             )
         )[0]
 
-    def jobs_of_breaches(self, run_ids: Sequence[int], *, reported: Sequence[int]) -> list[Job]:
-        """The jobs with a turn budget of their own behind those of `run_ids` that were stopped or `reported` for it."""
-        return _sound(
-            self._connection.execute(
-                _SELECT_BREACHED,
-                (to_json(list(run_ids)), to_json(list(reported))),
-            )
-        )[0]
+    def jobs_of_breaches(self, said: Sequence[tuple[int, int | None, bool]]) -> list[Job]:
+        """The jobs with a turn budget of their own whose runs went beyond it.
+
+        `said`: run id, the turns that are reported now, and whether a breach of the budget is.
+        """
+        return _sound(self._connection.execute(_SELECT_BREACHED, (to_json(list(said)),)))[0]
 
     def job_ids_like(self, text: str, *, limit: int = 5) -> list[str]:
         """Ids that contain `text`, for the hint of a not-found error."""
@@ -207,6 +206,7 @@ class JobWrites(JobReads):
 _GUARD = ("job_id", "schedule_rev", "status", "last_scheduled_for", "schedule_expr", "timezone", "action")
 
 _SETTLED = {
+    "breaches_before_success",
     "last_run_id", "last_status", "last_failure_reason", "failure_streak", "turn_budget_breach_streak",
     "lease_drift_streak", "last_turn_count", "avg_turns_per_firing", "status", "paused_reason", "updated_at",
 }  # fmt: skip

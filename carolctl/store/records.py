@@ -46,6 +46,12 @@ class FiringMetrics:
 
 _METRICS_COLUMNS = tuple(field.name for field in fields(FiringMetrics))
 
+PLAIN_HOLD = ""
+"""The holder of a source that no command holds."""
+
+#: A holder that slept with its machine finds its row again, and can tell a lease that ran out from a release.
+_KEPT_AFTER_END_MS = 86_400_000
+
 PruneTable = Literal["runs", "schedule_firing_metrics", "events", "audit_log"]
 
 #: By table: its key, and the condition under which a row is old. The newest success and failure of each job stay.
@@ -86,27 +92,38 @@ class RecordReads:
     def pressure_sources(self, now: Millis) -> list[str]:
         """The names of the pressure sources that are held at `now`."""
         rows = self._connection.execute(
-            "SELECT name FROM pressure_sources WHERE expires_at > ? ORDER BY name", (now,)
+            "SELECT DISTINCT name FROM pressure_sources WHERE expires_at > ? ORDER BY name", (now,)
         )
         return [name for (name,) in rows.fetchall()]
 
     def held_pressure(self, now: Millis) -> list[tuple[str, Millis]]:
-        """The pressure sources that are held at `now`, by name, with the instants at which they end."""
+        """The pressure sources that are held at `now`, by name, with the instants at which the last holder ends."""
+        return [(name, until) for name, until, _ in self.pressure_holders(now)]
+
+    def pressure_holders(self, now: Millis) -> list[tuple[str, Millis, int]]:
+        """The sources that are held at `now`, by name: when the last holder of each ends, and how many there are."""
         rows = self._connection.execute(
-            "SELECT name, expires_at FROM pressure_sources WHERE expires_at > ? ORDER BY name", (now,)
+            "SELECT name, max(expires_at), count(*) FROM pressure_sources WHERE expires_at > ?"
+            " GROUP BY name ORDER BY name",
+            (now,),
         )
-        return [(name, Millis(until)) for name, until in rows.fetchall()]
+        return [(name, Millis(until), holders) for name, until, holders in rows.fetchall()]
 
     def ledger_pending(self) -> int:
         """How many runs wait to be mirrored to the legacy ledger."""
         count: int = self._connection.execute("SELECT count(*) FROM ledger_outbox").fetchone()[0]
         return count
 
-    def audit_entries(self, *, limit: int = 100, subject: str | None = None) -> list[dict[str, Any]]:
+    def audit_entries(
+        self, *, limit: int = 100, subject: str | None = None, since: Millis | None = None
+    ) -> list[dict[str, Any]]:
         """The newest entries of the audit log, newest first, by column name."""
+        conditions = {"subject = :subject": subject, "at >= :since": since}
+        chosen = [condition for condition, value in conditions.items() if value is not None]
+        where = f" WHERE {' AND '.join(chosen)}" if chosen else ""
         cursor = self._connection.execute(
-            "SELECT * FROM audit_log WHERE ?1 IS NULL OR subject = ?1 ORDER BY audit_id DESC LIMIT ?2",
-            (subject, limit),
+            f"SELECT * FROM audit_log{where} ORDER BY audit_id DESC LIMIT :limit",  # noqa: S608
+            {"subject": subject, "since": since, "limit": limit},
         )
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
@@ -158,20 +175,33 @@ class RecordWrites(RecordReads):
         """Remove one setting, so that its default is in force again."""
         return self._connection.execute("DELETE FROM settings WHERE key = ?", (key,)).rowcount == 1
 
-    def hold_pressure(self, name: str, *, now: Millis, until: Millis) -> Millis:
-        """Hold a pressure source until `until`, or later if it was held so; its end. What has run out goes."""
-        self._connection.execute("DELETE FROM pressure_sources WHERE expires_at <= ?", (now,))
+    def hold_pressure(self, name: str, *, now: Millis, until: Millis, holder: str = PLAIN_HOLD) -> Millis:
+        """Hold a source for `holder` until `until`, or later if it held it so; its end. What ran out long ago goes."""
+        self._connection.execute(
+            "DELETE FROM pressure_sources WHERE expires_at <= ?", (now - _KEPT_AFTER_END_MS,)
+        )
         row = self._connection.execute(
-            "INSERT INTO pressure_sources VALUES (?, ?)"
-            " ON CONFLICT (name) DO UPDATE SET expires_at = max(expires_at, excluded.expires_at)"
+            "INSERT INTO pressure_sources (name, expires_at, holder) VALUES (?, ?, ?)"
+            " ON CONFLICT (name, holder) DO UPDATE SET expires_at = max(expires_at, excluded.expires_at)"
             " RETURNING expires_at",
-            (name, until),
+            (name, until, holder),
         ).fetchone()
         return Millis(row[0])
 
-    def release_pressure(self, name: str) -> None:
-        """Let a pressure source go."""
-        self._connection.execute("DELETE FROM pressure_sources WHERE name = ?", (name,))
+    def renew_pressure(self, name: str, holder: str, *, until: Millis) -> bool:
+        """Let a holder's row end at `until`; False when the source was released: it is not taken back."""
+        cursor = self._connection.execute(
+            "UPDATE pressure_sources SET expires_at = max(expires_at, ?) WHERE name = ? AND holder = ?",
+            (until, name, holder),
+        )
+        return cursor.rowcount == 1
+
+    def release_pressure(self, name: str, *, holder: str | None = None) -> bool:
+        """Let a source go, for one holder or for all of them; whether there was a row."""
+        cursor = self._connection.execute(
+            "DELETE FROM pressure_sources WHERE name = ?1 AND (?2 IS NULL OR holder = ?2)", (name, holder)
+        )
+        return cursor.rowcount > 0
 
     def audit(self, entry: AuditEntry) -> None:
         """Add an entry to the audit log."""

@@ -9,7 +9,7 @@ leaks no slot, and a zombie changes no row.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ WITH occupied AS (
      AND q.status = 'queued' AND q.completed_at IS NULL
      AND (q.not_before IS NULL OR q.not_before <= :now)
      AND (q.source <> 'scheduled' OR j.status = 'active')
+     AND (q.attempt = 1 OR j.next_fire_at IS NULL OR j.next_fire_at > :now)
      AND (:only IS NULL OR q.run_id = :only)
      AND (j.overlap = 'allow' OR NOT EXISTS (
            SELECT 1 FROM runs AS l
@@ -47,7 +48,7 @@ UPDATE runs
    SET status = 'claimed', claim_no = claim_no + 1, launches = 1, slot_claimed_at = :now,
        claimed_boottime_ms = :boottime_ms, lease_expires_at = :now + candidate.lease_ms, started_at = NULL,
        host = :host, boot_id = :boot_id, unit = NULL, pid = NULL, pid_start = NULL, stop_reason = NULL,
-       stop_requested_at = NULL
+       stop_requested_at = NULL, turn_count = NULL, failure_reason = NULL
   FROM candidate
  WHERE runs.run_id = candidate.run_id AND runs.status = 'queued'
 RETURNING {column_list(RUN_COLUMNS)}
@@ -159,6 +160,21 @@ class RunReads:
         ).fetchone()
         return int(row[0]) if row else 0
 
+    def slots_beyond(
+        self, watermarks: Iterable[tuple[str, Millis]], *, until: Millis
+    ) -> dict[str, frozenset[Millis]]:
+        """By job: the slots up to `until` that have a row although they lie beyond the watermark; most have none."""
+        rows = self._connection.execute(
+            "SELECT r.job_id, r.scheduled_for FROM json_each(:jobs) AS due CROSS JOIN runs AS r"
+            " WHERE r.source = 'scheduled' AND r.job_id = due.value ->> 0"
+            "   AND r.scheduled_for > due.value ->> 1 AND r.scheduled_for <= :until",
+            {"jobs": to_json(list(watermarks)), "until": until},
+        )
+        found: dict[str, set[Millis]] = {}
+        for job_id, slot in rows.fetchall():
+            found.setdefault(job_id, set()).add(Millis(slot))
+        return {job_id: frozenset(slots) for job_id, slots in found.items()}
+
     def count_live(self) -> tuple[int, int]:
         """How many runs are queued, and how many hold a slot."""
         row = self._connection.execute(
@@ -184,8 +200,8 @@ class RunReads:
 class RunWrites(RunReads):
     """What may be done to runs, inside a write transaction.
 
-    What the legacy ledger shows of a run changes in four verbs, and each leaves the dirty mark in the same
-    transaction: `start_all`, `end_run`, `requeue_run` and `cancel_queued`.
+    What the legacy ledger shows of a run changes in five verbs, and each leaves the dirty mark in the same
+    transaction: `start_all`, `end_run`, `requeue_run`, `end_retry` and `cancel_queued`.
     """
 
     #: Whether this process mirrors runs, whatever the store says.
@@ -363,11 +379,15 @@ class RunWrites(RunReads):
         return cursor.rowcount == 1 and self._mark(outcome.run_id)
 
     def requeue_run(self, outcome: Outcome, *, not_before: Millis) -> bool:
-        """Claimed or running back to queued for the next attempt: same row, same idempotency key."""
+        """Claimed or running back to queued for the next attempt: same row, same idempotency key.
+
+        The failure stays on the row until the attempt begins.
+        """
         cursor = self._connection.execute(
             """
             UPDATE runs
                SET status = 'queued', attempt = attempt + 1, not_before = :not_before, launches = 0,
+                   failure_reason = :failure_reason,
                    stop_reason = NULL, unit = NULL, pid = NULL, pid_start = NULL,
                    turn_count = coalesce(:turns, turn_count), exit_status = :exit_status,
                    http_status = :http_status, result_summary = :summary
@@ -377,10 +397,52 @@ class RunWrites(RunReads):
         )
         return cursor.rowcount == 1 and self._mark(outcome.run_id)
 
+    def end_retry(self, run_id: int, claim_no: int, *, now: Millis) -> Run | None:
+        """A run that waits for another attempt ends with the failure of the last one, if its job is due; it then."""
+        row = self._connection.execute(
+            f"""
+            UPDATE runs
+               SET status = 'failed', failure_reason = coalesce(failure_reason, 'outcome_unknown'),
+                   completed_at = :now, attempt = attempt - 1, not_before = NULL,
+                   result_summary = coalesce(result_summary || '; ', '')
+                                    || 'not tried again: the next slot fell due'
+             WHERE run_id = :run_id AND claim_no = :claim_no AND status = 'queued' AND attempt > 1
+               AND EXISTS (SELECT 1 FROM scheduled_jobs AS j WHERE j.job_id = runs.job_id
+                              AND j.status = 'active' AND j.next_fire_at <= :now)
+            RETURNING {column_list(RUN_COLUMNS)}
+            """,  # noqa: S608
+            {"run_id": run_id, "claim_no": claim_no, "now": now},
+        ).fetchone()
+        if row is None:
+            return None
+        self._mark(run_id)
+        return run_from_row(row)
+
+    def overrun_after_end(self, run_id: int, turns: int, *, claim_no: int | None) -> Run | None:
+        """Note for a run that had ended well that it used more turns than it may; the run, the first time only."""
+        row = self._connection.execute(
+            f"""
+            UPDATE runs SET turn_count = :turns
+             WHERE run_id = :run_id AND status = 'completed' AND max_turns < :turns
+               AND coalesce(turn_count, 0) <= max_turns AND (:claim_no IS NULL OR claim_no = :claim_no)
+            RETURNING {column_list(RUN_COLUMNS)}
+            """,  # noqa: S608
+            {"run_id": run_id, "turns": turns, "claim_no": claim_no},
+        ).fetchone()
+        if row is None:
+            return None
+        run = run_from_row(row)
+        self._connection.execute(
+            "UPDATE schedule_firing_metrics SET turn_count = ? WHERE run_id = ? AND attempt = ?",
+            (turns, run_id, run.attempt),
+        )
+        self._mark(run_id)
+        return run
+
     def cancel_queued(self, run_id: int, *, now: Millis, summary: str) -> bool:
         """Queued to cancelled."""
         cursor = self._connection.execute(
-            "UPDATE runs SET status = 'cancelled', completed_at = ?, result_summary = ?"
+            "UPDATE runs SET status = 'cancelled', completed_at = ?, result_summary = ?, failure_reason = NULL"
             " WHERE run_id = ? AND status = 'queued'",
             (now, summary, run_id),
         )

@@ -204,7 +204,7 @@ def test_a_tick_that_fires_skips_claims_and_launches(home: Path, carol: Carol) -
 def test_a_tick_under_pressure(home: Path, carol: Carol) -> None:
     builders.add_jobs(home, job())
     with closing(sqlite3.connect(home / "scheduler.db")) as foreign, foreign:
-        foreign.execute("INSERT INTO pressure_sources VALUES ('chat', 9999999999999)")
+        foreign.execute("INSERT INTO pressure_sources (name, expires_at) VALUES ('chat', 9999999999999)")
     found = clean(carol, "tick", "--json", CAROL_NOW=NOW)
     assert json.loads(found["out"])["deferred"] == ["nightly"]
 

@@ -114,8 +114,8 @@ def test_nothing_below_imports_the_command_line() -> None:
 
 
 _PURE = (
-    "carolctl.instant", "carolctl.model", "carolctl.policy", "carolctl.schedule", "carolctl.cronfields",
-    "carolctl.progression",
+    "carolctl.instant", "carolctl.model", "carolctl.endings", "carolctl.policy", "carolctl.schedule",
+    "carolctl.cronfields", "carolctl.progression",
     "carolctl.forecast", "carolctl.rearrange",
 )  # fmt: skip
 _IO = {
@@ -227,7 +227,7 @@ _NAMING_CALLS = {"column_list", "quoted", "int", "literal", "_slot"}
 _BUILT = {
     "carolctl.store.jobs": {"assignments", "condition"},
     "carolctl.store.runs": {"where", "chosen"},
-    "carolctl.store.records": {"table", "key", "old"},
+    "carolctl.store.records": {"table", "key", "old", "where", "chosen"},
     "carolctl.store.migrate": {"number"},
     "carolctl.store.legacy": {"table", "columns", "values", "create"},
 }

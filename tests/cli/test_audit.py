@@ -101,7 +101,8 @@ class Month:
             self.done["pressure"] += 1
             with self.fleet.store.write() as tx:
                 tx._connection.execute(
-                    "INSERT OR REPLACE INTO pressure_sources VALUES ('chat', ?)", (session.now + HOUR,)
+                    "INSERT OR REPLACE INTO pressure_sources (name, expires_at) VALUES ('chat', ?)",
+                    (session.now + HOUR,),
                 )
         elif not any(claimed.run.job_id == one.job_id for claimed in self.fleet.running.values()):
             with self.fleet.store.read() as tx:

@@ -81,7 +81,14 @@ def test_hold_twice_is_one_until_the_later_end(carol: Carol) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("hold", "a b"), ("hold", ""), ("hold", "chat", "--ttl", "0"), ("release", "../x")]
+    "words",
+    [
+        ("hold", "a b"),
+        ("hold", ""),
+        ("hold", "chat", "--ttl", "0"),
+        ("hold", "chat", "--ttl", "25h"),
+        ("release", "../x"),
+    ],
 )
 def test_a_name_or_time_that_cannot_be_is_a_usage_error(
     inside: Inside, home: Path, words: tuple[str, ...]
@@ -145,6 +152,75 @@ def test_a_holder_that_is_killed_holds_no_longer_than_its_lease(carol: Carol, ho
     holder.kill()
     holder.communicate(timeout=20)
     wait_until(lambda: held(carol) == [])
+
+
+def holders(carol: Carol, name: str = "chat") -> int:
+    if not (carol.home / "scheduler.db").exists():
+        return 0
+    listed = carol("pressure", "list", "--json").json()["sources"]
+    return sum(int(source["holders"]) for source in listed if source["name"] == name)
+
+
+def test_two_commands_under_one_name_hold_it_until_the_last_one_ends(carol: Carol) -> None:
+    first = carol.spawn("pressure", "hold", "chat", "--ttl", "1h", "--", "sleep", "600")
+    wait_until(lambda: holders(carol) == 1)
+    second = carol.spawn("pressure", "hold", "chat", "--ttl", "2h", "--", "sleep", "600")
+    wait_until(lambda: holders(carol) == 2)
+    assert carol("pressure", "list").out.endswith(", 2 holders\n")
+    assert held(carol) == ["chat"]
+    second.terminate()
+    second.communicate(timeout=20)
+    assert holders(carol) == 1
+    first.terminate()
+    first.communicate(timeout=20)
+    assert carol("pressure", "list").out == "nothing is held\n"
+
+
+def test_the_end_of_a_command_leaves_the_plain_hold_of_its_name(carol: Carol) -> None:
+    carol("pressure", "hold", "chat", "--ttl", "1h")
+    before = carol("pressure", "list").out
+    assert carol("pressure", "hold", "chat", "--", "true").code == 0
+    assert carol("pressure", "list").out == before
+
+
+def test_a_release_ends_all_of_a_name_and_no_renewal_brings_it_back(carol: Carol) -> None:
+    holder = carol.spawn("pressure", "hold", "chat", "--ttl", "1s", "--", "sleep", "600")
+    wait_until(lambda: holders(carol) == 1)
+    carol("pressure", "hold", "chat", "--ttl", "1h")
+    assert carol("pressure", "release", "chat").out == "chat is released\n"
+    assert holder.stderr is not None
+    assert b"chat was released by somebody and is not taken back" in holder.stderr.readline()
+    assert holders(carol) == 0
+    holder.terminate()
+    holder.communicate(timeout=20)
+
+
+def test_a_holder_that_slept_past_its_lease_takes_it_up_again(home: Path) -> None:
+    with closing(builders.store(home)) as store, store.write() as tx:
+        tx.hold_pressure("chat", now=T0, until=Millis(T0 + 1000), holder="a")
+        tx.hold_pressure("build", now=Millis(T0 + HOUR), until=Millis(T0 + 2 * HOUR))
+        assert tx.pressure_sources(Millis(T0 + HOUR)) == ["build"]
+        assert tx.renew_pressure("chat", "a", until=Millis(T0 + 2 * HOUR))
+        assert tx.pressure_sources(Millis(T0 + HOUR)) == ["build", "chat"]
+
+
+def test_a_command_starts_though_the_store_is_busy_and_the_hold_follows(carol: Carol, home: Path) -> None:
+    add_jobs(home)
+    script = "echo started; while :; do sleep 0.05; done"
+    with closing(sqlite3.connect(home / "scheduler.db", isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        holder = carol.spawn(
+            "pressure", "hold", "chat", "--ttl", "1h", "--", "sh", "-c", script, CAROL_BUSY_TIMEOUT_MS="50"
+        )
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"started\n"
+        assert holders(carol) == 0
+        writer.execute("ROLLBACK")
+    wait_until(lambda: holders(carol) == 1)
+    holder.terminate()
+    _, said = holder.communicate(timeout=20)
+    assert b"chat is not held yet" in said
+    assert holders(carol) == 0
 
 
 def test_a_command_that_cannot_be_run_is_66_and_nothing_stays_held(carol: Carol) -> None:

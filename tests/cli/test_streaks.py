@@ -12,6 +12,7 @@ import pytest
 
 from tests.builders import HOUR, T0, Carol, add_jobs, job
 from tests.cli.test_tick import all_ended, due_job, wait_until
+from tests.endpoint import Endpoint, Reply
 
 #: A job that ends as the file ``end.json`` in its data home says, and otherwise with success.
 ENDS_AS_TOLD = ("sh", "-c", 'cp "$CAROL_DATA_DIR/end.json" "$CAROL_RESULT_FILE"')
@@ -94,6 +95,90 @@ def test_the_grace_follows_the_real_slots_of_an_edited_schedule(carol: Carol, ho
     assert carol("edit-job", "agent", "--every", "10m", CAROL_NOW="2026-01-01T12:00:00Z").code == 0
     assert streaks(run(carol, BREACH, "2026-01-01T12:29:59Z")) == (0, 0)
     assert streaks(run(carol, BREACH, "2026-01-01T12:30:00Z")) == (0, 1)
+
+
+OVER = {"turns": 5000}
+
+
+def overran(home: Path) -> list[Any]:
+    return [
+        json.loads(after)["turn_count"]
+        for (after,) in rows(home, "SELECT after FROM audit_log WHERE command = 'turn_budget_overrun'")
+    ]
+
+
+def test_a_good_end_over_the_budget_is_a_breach_that_warns_and_at_the_fifth_pauses(
+    carol: Carol, home: Path
+) -> None:
+    add_jobs(home, agent(max_turns=10, failure_streak=2))
+    found = [run(carol, OVER) for _ in range(5)]
+    assert [streaks(shown) for shown in found] == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 5)]
+    assert [len(shown["warnings"]) for shown in found] == [0, 1, 1, 1, 1]
+    assert (found[4]["status"], found[4]["paused_reason"]) == ("paused", "5 turn-limit breaches in a row")
+    assert {status for (status,) in rows(home, "SELECT status FROM runs")} == {"completed"}
+    assert overran(home) == [5000] * 5
+    said = "warning: run 5 of agent ended well, but used 5000 of 10 turns: a breach of its budget"
+    assert said in carol("show-run", "5").err
+
+
+def test_turns_at_the_budget_are_no_breach_and_reset_the_streak(carol: Carol, home: Path) -> None:
+    add_jobs(home, agent(max_turns=10))
+    assert streaks(run(carol, OVER)) == (0, 1)
+    assert streaks(run(carol, {"turns": 10})) == (0, 0)
+
+
+def test_a_good_end_over_a_new_budget_counts_nowhere(carol: Carol, home: Path) -> None:
+    add_jobs(home, agent(max_turns=10, max_turns_set_at=T0, turn_budget_breach_streak=1))
+    assert streaks(run(carol, OVER, "2026-01-01T02:59:59Z")) == (0, 1)
+    assert streaks(run(carol, OVER, "2026-01-01T03:00:00Z")) == (0, 2)
+
+
+def test_turns_that_finish_run_or_an_http_answer_reports_are_held_against_the_budget(
+    carol: Carol, home: Path
+) -> None:
+    with Endpoint() as endpoint:
+        endpoint.on("/run", Reply(json={"turns": 5000}), Reply(status=202))
+        add_jobs(home, job("agent", url=endpoint.url("/run"), max_turns=10))
+        assert carol("run-job", "agent", "--wait").code == 0
+        assert streaks(carol("show-job", "agent", "--json").json()) == (0, 1)
+        run_id = str(carol("run-job", "agent", "--json").json()["run_id"])
+        wait_until(lambda: carol("show-run", run_id, "--json").json()["http_status"] == 202)
+    done = carol("finish-run", run_id, "--claim", "1", "--status", "completed", "--turns", "500")
+    assert (done.code, done.out) == (0, f"run {run_id} completed\n")
+    assert "used 500 of 10 turns: a breach of its budget" in done.err
+    assert streaks(carol("show-job", "agent", "--json").json()) == (0, 2)
+
+
+@pytest.mark.parametrize("taken_in_by", ["drain", "tick"])
+def test_an_event_that_comes_home_after_the_end_counts_once_and_takes_the_streak_up_again(
+    carol: Carol, home: Path, taken_in_by: str
+) -> None:
+    long_ago = T0 - 200 * HOUR
+    add_jobs(
+        home, agent(daily_at="23:00", max_turns=10, max_turns_set_at=long_ago, turn_budget_breach_streak=4)
+    )
+    assert streaks(run(carol, {})) == (0, 0)
+    for turns in ("9", "500", "5000"):
+        carol("emit", "1", "--kind", "turns", "--turns", turns)
+    for _ in range(2):
+        done = carol(taken_in_by, CAROL_NOW="2026-01-01T12:00:30Z")
+    shown = carol("show-job", "agent", "--json").json()
+    assert (streaks(shown), shown["status"], len(overran(home))) == ((0, 5), "paused", 1)
+    assert shown["last_turn_count"] == overran(home)[0]
+    assert rows(home, "SELECT turn_count FROM schedule_firing_metrics") == [tuple(overran(home))]
+    assert done.code == 0
+
+
+def test_an_attempt_is_not_charged_with_the_turns_of_the_one_before(carol: Carol, home: Path) -> None:
+    once = 'test -e "$CAROL_DATA_DIR/tried" && exit 0; touch "$CAROL_DATA_DIR/tried"; \
+echo "{\\"turns\\":50}" > "$CAROL_RESULT_FILE"; exit 1'
+    add_jobs(home, job("agent", argv=("sh", "-c", once), max_turns=10, max_attempts=2, manual=True))
+    carol("run-job", "agent", CAROL_NOW="2026-01-01T12:00:00Z")
+    wait_until(lambda: rows(home, "SELECT 1 FROM runs WHERE status = 'queued'"))
+    carol("tick", CAROL_NOW="2026-01-01T12:02:00Z")
+    [ended] = wait_until(lambda: all_ended(carol))
+    assert (ended["status"], ended["turn_count"], ended["attempt"]) == ("completed", None, 2)
+    assert streaks(carol("show-job", "agent", "--json").json()) == (0, 0)
 
 
 def test_a_breach_that_an_event_reports_obeys_the_grace(carol: Carol, home: Path) -> None:

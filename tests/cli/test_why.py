@@ -127,7 +127,9 @@ def test_pressure_that_puts_a_slot_off_is_named_while_it_lasts_and_afterwards(
 ) -> None:
     fleet.add(job())
     with fleet.store.write() as tx:
-        tx._connection.execute("INSERT INTO pressure_sources VALUES ('chat', ?)", (T0 + HOUR + 45 * SEC,))
+        tx._connection.execute(
+            "INSERT INTO pressure_sources (name, expires_at) VALUES ('chat', ?)", (T0 + HOUR + 45 * SEC,)
+        )
     fleet.at(T0 + HOUR + SEC).tick()
     answer = ask(fleet, T0 + HOUR)
     assert verdict(answer) == ("deferred", ["pressure"])

@@ -433,7 +433,7 @@ def test_a_job_that_allows_overlap_holds_as_many_as_there_are(store: Store) -> N
 
 
 def test_a_run_with_a_time_of_its_own_waits_for_it(store: Store) -> None:
-    add(store, job())
+    add(store, job(manual=True))
     run_id = queue(store)
     claim(store)
     with store.write() as tx:
@@ -444,6 +444,16 @@ def test_a_run_with_a_time_of_its_own_waits_for_it(store: Store) -> None:
         )
     assert claim(store, now=T0 + HOUR - 1) == []
     assert ids(claim(store, now=T0 + HOUR)) == [run_id]
+
+
+def test_a_retry_is_not_claimed_once_the_next_slot_of_its_job_is_due(store: Store) -> None:
+    add(store, job(next_fire_at=T0 + HOUR))
+    run_id = queue(store)
+    claim(store)
+    with store.write() as tx:
+        assert tx.requeue_run(outcome(run_id, status="failed", failure_reason="timeout"), not_before=T0)
+    assert claim(store, now=T0 + HOUR) == []
+    assert ids(claim(store, now=T0 + HOUR - 1)) == [run_id]
 
 
 def test_a_run_that_must_wait_does_not_hold_up_the_next_of_its_job(store: Store) -> None:
@@ -752,12 +762,14 @@ def test_a_requeued_run_keeps_its_row_and_gets_the_next_number(store: Store, cla
     with store.write() as tx:
         tx.set_stop_reason(claimed, 1, "cancelled", now=T0)
         failure = outcome(claimed, status="failed", failure_reason="timeout", turns=3, summary="slow")
-        assert tx.requeue_run(failure, not_before=Millis(T0 + HOUR))
-        assert not tx.requeue_run(failure, not_before=Millis(T0 + HOUR))
+        assert tx.requeue_run(failure, not_before=Millis(T0 + MINUTE))
+        assert not tx.requeue_run(failure, not_before=Millis(T0 + MINUTE))
     run = look(store, claimed)
-    assert (run.run_id, run.status, run.attempt, run.not_before) == (claimed, "queued", 2, T0 + HOUR)
-    assert (run.completed_at, run.failure_reason, run.stop_reason, run.pid) == (None, None, None, None)
-    [again] = claim(store, now=T0 + HOUR)
+    assert (run.run_id, run.status, run.attempt, run.not_before) == (claimed, "queued", 2, T0 + MINUTE)
+    # Of what it failed stays to be seen until it is tried again.
+    assert (run.completed_at, run.failure_reason, run.stop_reason, run.pid) == (None, "timeout", None, None)
+    [again] = claim(store, now=T0 + MINUTE)
+    assert (again.run.failure_reason, again.run.turn_count) == (None, None)
     assert (again.run.claim_no, again.run.launches, again.run.attempt) == (2, 1, 2)
     assert (again.run.stop_requested_at, again.run.started_at) == (None, None)
 
@@ -948,9 +960,30 @@ def test_a_young_attempt_of_an_old_run_keeps_its_metrics(store: Store) -> None:
         assert tx.recent_durations_ms("a") == [2]
 
 
+def back_to_the_second_schema(store: sqlite3.Connection) -> None:
+    store.execute("ALTER TABLE scheduled_jobs DROP COLUMN breaches_before_success")
+    store.execute("DROP TABLE pressure_sources")
+    store.execute(
+        "CREATE TABLE pressure_sources (name TEXT PRIMARY KEY, expires_at INTEGER NOT NULL) STRICT, WITHOUT ROWID"
+    )
+    store.execute("PRAGMA user_version = 2")
+
+
+def test_a_store_of_the_second_schema_keeps_its_holds_as_plain_ones(home: Path) -> None:
+    builders.add_jobs(home, job())
+    with closing(sqlite3.connect(home / "scheduler.db")) as old, old:
+        back_to_the_second_schema(old)
+        old.execute("INSERT INTO pressure_sources VALUES ('chat', ?)", (T0 + HOUR,))
+    with closing(builders.store(home, create=False)) as opened, opened.write() as tx:
+        assert tx.held_pressure(T0) == [("chat", T0 + HOUR)]
+        tx.hold_pressure("chat", now=T0, until=Millis(T0 + 2 * HOUR))
+        assert tx.pressure_holders(T0) == [("chat", T0 + 2 * HOUR, 1)]
+
+
 def test_a_store_of_the_first_schema_is_upgraded_with_its_jobs(home: Path) -> None:
     builders.add_jobs(home, job())
     with closing(sqlite3.connect(home / "scheduler.db")) as old, old:
+        back_to_the_second_schema(old)
         old.execute("ALTER TABLE scheduled_jobs DROP COLUMN may_schedule")
         old.execute("PRAGMA user_version = 1")
     with closing(builders.store(home, create=False)) as opened, opened.read() as tx:

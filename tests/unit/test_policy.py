@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from carolctl import policy, schedule
+from carolctl import endings, policy, schedule
 from carolctl.model import FAILURE_CLASSES, Firing, Job, Millis, Outcome, Run
 from carolctl.policy import End, Leave, LiveScheduled, Relaunch, Stop, StopAgain
 from tests.builders import DAY, HOUR, MINUTE, T0, job
@@ -199,6 +199,36 @@ def test_a_year_of_missed_minutes_is_one_row_counted_to_ten_thousand() -> None:
     missed_until = 365 * DAY - MINUTE
     assert rows == [(MINUTE, missed_until, 10_000, None), (365 * DAY, 365 * DAY, 1, "overlap")]
     assert firing.next_fire_at == T0 + 365 * DAY + MINUTE
+
+
+# -- firings: slots that have their row already ----
+
+
+@calmly
+@given(
+    st.sampled_from(["skip", "queue", "allow"]),
+    st.sampled_from(["latest", "all", "skip"]),
+    st.sets(st.integers(1, 30), max_size=30),
+    st.integers(0, 30 * 60),
+)
+def test_no_row_is_laid_on_a_slot_that_has_one_and_every_other_slot_is_stood_for(
+    overlap: Any, catch_up: Any, hours: set[int], minutes: int
+) -> None:
+    taken, now = {Millis(T0 + hour * HOUR) for hour in hours}, Millis(T0 + minutes * MINUTE)
+    a_job = job(overlap=overlap, catch_up=catch_up, misfire_grace_sec=20 * 3600)
+    firing = policy.plan_firing(
+        a_job, hourly(), now=now, offset_ms=0, live=IDLE, taken={slot for slot in taken if slot <= now}
+    )
+    assert not {row.scheduled_for for row in firing.rows} & taken
+    assert all(
+        row.coalesced == len(hourly().within(row.slots_from - 1, row.scheduled_for)) for row in firing.rows
+    )
+    stood_for = {
+        slot for row in firing.rows for slot in hourly().within(row.slots_from - 1, row.scheduled_for)
+    }
+    due = hourly().within(T0, now)
+    assert set(due) <= stood_for | taken
+    assert firing.watermark == max([T0, *due])
 
 
 # -- firings: put off by pressure ----
@@ -542,13 +572,13 @@ def test_a_clock_that_was_set_back_does_not_lengthen_a_lease() -> None:
 def test_a_stop_reason_stands_above_whatever_the_process_said(
     stop_reason: str | None, said: Outcome, status: str, reason: str | None
 ) -> None:
-    final = policy.final_outcome(run(stop_reason=stop_reason), said)
+    final = endings.final_outcome(run(stop_reason=stop_reason), said)
     assert (final.status, final.failure_reason) == (status, reason)
 
 
 def test_the_rest_of_an_outcome_survives_a_stop_reason() -> None:
     said = outcome(turns=12, summary="half done", exit_status=0)
-    final = policy.final_outcome(run(stop_reason="lease_expired"), said)
+    final = endings.final_outcome(run(stop_reason="lease_expired"), said)
     assert (final.turns, final.summary, final.exit_status) == (12, "half done", 0)
 
 
@@ -556,7 +586,7 @@ def tried(reason: str | None = "exit_nonzero", **columns: Any) -> Millis | None:
     """When a failure of that class is tried again, with three attempts and no slot near."""
     a_job = job(max_attempts=3, idempotent=columns.pop("idempotent", False), next_fire_at=T0 + 30 * DAY)
     a_run = run(attempt=columns.pop("attempt", 1), stop_reason=columns.pop("stop_reason", None))
-    return policy.retry_at(a_run, a_job, outcome(reason, **columns))
+    return endings.retry_at(a_run, a_job, outcome(reason, **columns))
 
 
 _NEVER = {"auth_failed", "turn_limit_exceeded", "budget_exceeded"}
@@ -579,7 +609,7 @@ def test_a_run_that_was_stopped_is_not_tried_again() -> None:
 
 
 def test_a_run_without_its_job_is_not_tried_again() -> None:
-    assert policy.retry_at(run(), None, outcome("exit_nonzero")) is None
+    assert endings.retry_at(run(), None, outcome("exit_nonzero")) is None
 
 
 @pytest.mark.parametrize(("attempt", "again"), [(1, True), (2, True), (3, False), (4, False)])
@@ -597,9 +627,10 @@ def test_no_retry_reaches_the_next_slot(wait_ms: int) -> None:
     said = outcome("rate_limited", retry_after_sec=wait_ms / 1000)
     at = said.completed_at + wait_ms
     a_job = job(max_attempts=2)
-    assert policy.retry_at(run(), replace(a_job, next_fire_at=Millis(at)), said) is None
-    assert policy.retry_at(run(), replace(a_job, next_fire_at=Millis(at + 1)), said) == at
-    assert policy.retry_at(run(), replace(a_job, next_fire_at=None), said) == at
+    a_tick_later = at + endings.TICK_MS
+    assert endings.retry_at(run(), replace(a_job, next_fire_at=Millis(a_tick_later)), said) is None
+    assert endings.retry_at(run(), replace(a_job, next_fire_at=Millis(a_tick_later + 1)), said) == at
+    assert endings.retry_at(run(), replace(a_job, next_fire_at=None), said) == at
 
 
 @calmly
@@ -609,18 +640,18 @@ def test_the_pause_before_a_retry_grows_to_an_hour_and_is_the_same_when_asked_ag
 ) -> None:
     a_job = job(max_attempts=100, next_fire_at=None)
     a_run = run(run_id=run_id, attempt=attempt)
-    at = policy.retry_at(a_run, a_job, outcome("exit_nonzero"))
+    at = endings.retry_at(a_run, a_job, outcome("exit_nonzero"))
     assert at is not None
     pause, plain = at - (T0 + MINUTE), min(30 * 2 ** (attempt - 1), 3600) * SECOND
     assert 0.75 * plain <= pause <= 1.25 * plain
-    assert at == policy.retry_at(a_run, a_job, outcome("exit_nonzero"))
+    assert at == endings.retry_at(a_run, a_job, outcome("exit_nonzero"))
 
 
 # -- streaks ----
 
 
 def streaks(a_job: Job, ended: Outcome) -> tuple[int, int, str | None]:
-    found = policy.streaks_after(a_job, ended, failure_pause=3, breach_pause=5)
+    found = endings.streaks_after(a_job, ended, failure_pause=3, breach_pause=5)
     return found.failure_streak, found.turn_budget_breach_streak, found.pause_reason
 
 
@@ -664,7 +695,7 @@ def test_streaks_are_what_counting_backwards_gives(ends: list[str | None]) -> No
     a_job = job()
     for end in ends:
         ended = outcome(status="cancelled") if end == "cancelled" else outcome(end)
-        found = policy.streaks_after(a_job, ended, failure_pause=3, breach_pause=5)
+        found = endings.streaks_after(a_job, ended, failure_pause=3, breach_pause=5)
         a_job = replace(
             a_job,
             failure_streak=found.failure_streak,
