@@ -236,7 +236,7 @@ BUGS = (
         (
             Patch(
                 "tick.py",
-                "claimed = finish.refill(tx, claimant, settings)",
+                "claimed = finish.refill(tx, claimant, settings, is_tick=True)",
                 "seen = _count(picture.live)[1]\n"
                 "    claimed = tx.claim(claimant, cap=settings.max_concurrent - seen + tx.count_live()[1])",
             ),
