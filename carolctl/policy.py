@@ -44,6 +44,11 @@ class Slots(Protocol):
 # -- firings -----------------------------------------------------------------------------------------------
 
 
+def slots_counted(coalesced: int) -> str:
+    """How many slots a row stands for, in words: nobody counts on beyond the limit."""
+    return f"{coalesced} or more" if coalesced >= COALESCED_LIMIT else str(coalesced)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveScheduled:
     """The live scheduled runs of one job: all of them, and how many of those still wait for a slot."""
@@ -305,7 +310,8 @@ def _judge_claimed(run: Run, elapsed: int, *, lease_ms: int) -> Verdict:
     if elapsed < min(UNSTARTED_AFTER_MS, lease_ms // 2):
         return Leave()
     if run.launches >= MAX_LAUNCHES:
-        return End("launch_failed", f"launched {run.launches} times and never started")
+        where = f"; journalctl -u {run.unit} may tell why" if run.unit else ""
+        return End("launch_failed", f"launched {run.launches} times and never started{where}")
     return Relaunch()
 
 

@@ -77,9 +77,16 @@ def _carry_out(session: Session, signals: Signals, started: Started) -> Outcome:
     log_file = os.path.join(places.logs(), f"run-{run.run_id}-{run.claim_no}.log")
     log = CappedLog(log_file, settings.log_max_kib * 1024)
     supervisor = CommandSupervisor(action.argv, deadline=started.deadline, log=log, signals=signals)
+    if action.working_directory is not None and not os.path.isdir(action.working_directory):
+        return failed(run, "launch_failed", f"no such folder: {action.working_directory[:200]}")
+    try:
+        variables = _from_file(action)
+    except OSError as problem:
+        why = f"{action.environment_file} cannot be read: {problem.strerror}"
+        return failed(run, "launch_failed", why)
     try:
         environment = _environment(run, session.store.path, result_file)
-        supervisor.spawn(environment | _from_file(action), action.working_directory)
+        supervisor.spawn(environment | variables, action.working_directory)
     except (OSError, ValueError) as problem:
         return failed(run, "launch_failed", _cannot_run(action.argv[0], problem))
     ending = supervisor.wait()

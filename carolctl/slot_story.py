@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from carolctl import policy
 from carolctl.clock import iso
 from carolctl.job_history import Entry, Epoch
 from carolctl.model import LIVE, OCCUPYING, Job, Millis, Run
@@ -160,7 +161,8 @@ def _of_row(facts: Facts, row: Run) -> Story:
 def _shared(row: Run) -> str:
     if row.coalesced == 1:
         return ""
-    return f"; it stands for {row.coalesced} slots, {iso(row.slots_from)} to {iso(row.scheduled_for)}"
+    many = policy.slots_counted(row.coalesced)
+    return f"; it stands for {many} slots, {iso(row.slots_from)} to {iso(row.scheduled_for)}"
 
 
 def _tried(facts: Facts, row: Run) -> str:
@@ -351,7 +353,7 @@ def _to_come(facts: Facts, wake: int) -> Story:
     if live and facts.job is not None and facts.job.overlap == "skip":
         words.append(f"unless run {live[0].run_id} is still alive: then it is skipped (overlap)")
     if facts.pressure:
-        words.append(f"put off while pressure is held by {', '.join(facts.pressure)}")
+        words.append(f"put off if pressure is still held then, as now by {', '.join(facts.pressure)}")
         causes.append("pressure")
     if len(facts.holders) >= facts.cap:
         words.append(f"all {facts.cap} slots are taken now: it waits if they still are")

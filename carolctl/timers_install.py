@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from carolctl import installed_units, service_calls, unit_files
-from carolctl.errors import BadConfig, Refused, Unavailable
+from carolctl.errors import BadConfig, BadData, Refused, Unavailable
 from carolctl.launch import service_manager
 from carolctl.lockguard import require_unlocked
 from carolctl.store.side_files import is_foreign
@@ -65,6 +65,8 @@ def planned(
     if planner_db is None:
         planner_db = installed_units.setting(scope, "CAROL_PLANNER_DB")
     planner = os.path.abspath(planner_db) if planner_db else None
+    if planner is not None:
+        _refuse_other_file(planner)
     layout = Layout(
         scope=scope,
         data_home=os.path.abspath(home),
@@ -75,6 +77,20 @@ def planned(
     unit_files.check(layout)
     refuse_unsafe(scope, layout.data_home)
     return layout
+
+
+def _refuse_other_file(planner: str) -> None:
+    """Raise `BadData` for what is there and is no SQLite database."""
+    if not os.path.isfile(planner):
+        return
+    try:
+        with open(planner, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        # Not ours to read: the units' user may.
+        return
+    if head and head != b"SQLite format 3\0":
+        raise BadData(f"{planner} is not a SQLite database", hint="give the path of the planner database")
 
 
 def refuse_unsafe(scope: Scope, home: str) -> None:

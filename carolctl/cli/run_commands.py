@@ -208,7 +208,11 @@ def run_job(
     claimed = run_now(session, job_id, force=force, reason=reason, requester=requester)
     run_id = claimed.run.run_id
     if run_id not in claims.launch_all(session.store, [claimed], launcher):
-        raise Refused(f"run {run_id} could not be launched", hint=f"carolctl show-run {run_id}")
+        why = _existing_run(session, run_id).result_summary
+        raise Refused(
+            f"run {run_id} could not be launched" + (f": {why}" if why else ""),
+            hint=f"carolctl show-run {run_id}",
+        )
     if wait:
         return _report_end(_wait_for(session, run_id), as_json=as_json)
     if as_json:

@@ -10,6 +10,7 @@ from carolctl.cli import render
 from carolctl.cli.output import print_lines
 from carolctl.cli.render import Column
 from carolctl.model import Millis, Run
+from carolctl.policy import slots_counted
 
 
 def print_runs(runs: Sequence[Run], now: Millis) -> None:
@@ -56,7 +57,7 @@ def _row(run: Run, now: Millis) -> list[object]:
 
 def _why(run: Run) -> str | None:
     reason = run.failure_reason or run.skip_reason or run.stop_reason
-    many = f"{run.coalesced} slots" if run.coalesced > 1 else None
+    many = f"{slots_counted(run.coalesced)} slots" if run.coalesced > 1 else None
     if run.status == "queued" and run.attempt > 1:
         reason = f"try {run.attempt} from {render.moment(run.not_before)}"
     return ", ".join(word for word in (reason, many) if word) or None

@@ -59,6 +59,7 @@ def install_timers(
     if not dry_run:
         _require_root(scope)
     layout = _layout(scope, data_dir, planner_db)
+    _warn_of_old_home(scope, layout)
     if dry_run:
         report = verb.rehearse(layout)
     else:
@@ -147,6 +148,16 @@ def _jobs_in(db: str) -> int:
     except CarolError:
         # Not one of ours, or of another version: nothing that a tick would fire.
         return 0
+
+
+def _warn_of_old_home(scope: Scope, layout: Layout) -> None:
+    """Units that are given another data home leave the jobs of the present one where they are."""
+    from carolctl import installed_units
+
+    old = installed_units.setting(scope, "CAROL_DATA_DIR")
+    jobs = _jobs_in(os.path.join(old, "scheduler.db")) if old and old != layout.data_home else 0
+    if jobs:
+        warn(f"the timers fire nothing of {old} any more, which holds {jobs} job{'' if jobs == 1 else 's'}")
 
 
 def _warn_of_planner(layout: Layout) -> None:

@@ -7,6 +7,7 @@ seen there is no proof that it is missing, and the unit, which is under no such 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 
 from carolctl.launch import LaunchFailure
@@ -55,11 +56,29 @@ def _is_user(name: str) -> bool:
 
 
 def _of_files(action: CommandAction) -> str | None:
-    for name, path in (("folder", action.working_directory), ("file", action.environment_file)):
-        if path is not None and is_surely_missing(path):
-            return f"no such {name}: {path[:200]}"
+    wanted = (("folder", action.working_directory, os.X_OK), ("file", action.environment_file, os.R_OK))
+    for name, path, access in wanted:
+        if path is not None and (refusal := _of_path(name, path, access, as_other=action.run_as is not None)):
+            return refusal
     if action.run_as is not None and action.environment_file is not None:
         return _untrusted(action.environment_file)
+    return None
+
+
+def _of_path(name: str, path: str, access: int, *, as_other: bool) -> str | None:
+    """What the manager would stumble over before the start hook, and so without a word to it."""
+    if is_surely_missing(path):
+        return f"no such {name}: {path[:200]}"
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as trouble:
+        is_kept_out = isinstance(trouble, PermissionError) and not as_other and os.geteuid() != 0
+        return f"{path[:200]} may not be used: {trouble.strerror}" if is_kept_out else None
+    if stat.S_ISDIR(mode) != (name == "folder"):
+        return f"not a {name}: {path[:200]}"
+    # Root may do what it likes, and what another user may is for that user's unit to find.
+    if not as_other and not os.access(path, access, effective_ids=True):
+        return f"{path[:200]} may not be {'entered' if name == 'folder' else 'read'} by this user"
     return None
 
 

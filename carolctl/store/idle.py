@@ -59,7 +59,13 @@ def answer_idle_tick(options: list[str]) -> None:
     except OSError:
         # A file system that became read-only, somebody else's folder: the whole tick has the words for it.
         return
-    os.write(1, _report(options, (time.perf_counter() - began) * 1000))
+    try:
+        os.write(1, _report(options, (time.perf_counter() - began) * 1000))
+    except BrokenPipeError:
+        os._exit(128 + 13)
+    except OSError:
+        # The whole tick has the words for it; it finds nothing to do once more.
+        return
     # The connection is left open: closing the last one of a WAL database checkpoints it, five fsyncs more.
     os._exit(0)
 

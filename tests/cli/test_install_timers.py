@@ -63,6 +63,26 @@ def test_jobs_beside_an_established_data_home_are_only_warned_about(install: Ins
     assert (done.code, done.err.count("would not be fired")) == (69, 1)
 
 
+def test_what_is_no_database_is_no_planner_database(install: Inside, tmp_path: Path) -> None:
+    path = tmp_path / "planner.db"
+    path.write_text("root:x:0:0:")
+    refused = install("--user", "--dry-run", "--planner-db", str(path), "--json")
+    assert (refused.code, refused.error()["error"]) == (65, "bad_data")
+
+
+def test_jobs_of_the_data_home_that_the_units_had_are_not_left_without_a_word(
+    install: Inside, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    add_jobs(old, job("nightly", manual=True))
+    unit = tmp_path / "units/user/carolctl-tick.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text(f'{unit_files.MARK}\n[Service]\nEnvironment="CAROL_DATA_DIR={old}"\n')
+    done = install("--user", "--dry-run", "--data-dir", str(tmp_path / "new"))
+    assert f"the timers fire nothing of {old} any more, which holds 1 job" in done.err
+    assert "any more" not in install("--user", "--dry-run", "--data-dir", str(old)).err
+
+
 def test_a_planner_database_that_is_not_there_is_warned_about(install: Inside, tmp_path: Path) -> None:
     path = tmp_path / "planner.db"
     words = ("--user", "--dry-run", "--planner-db", str(path))

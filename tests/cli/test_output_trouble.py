@@ -162,6 +162,21 @@ def test_a_picture_that_a_full_disk_does_not_take_is_one_line_with_its_path(
 # -- things in the way -----------------------------------------------------------------------------------------
 
 
+def test_an_idle_tick_that_cannot_say_so_ends_like_any_other_command(home: Path, carol: Carol) -> None:
+    builders.add_jobs(home, job(manual=True))
+    assert carol("tick").out == carol("tick").out == "nothing to do\n"
+    with full() as nowhere:
+        done = call(carol, "tick", stdout=nowhere)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = call(carol, "tick", "--json", stdout=writer)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_an_idle_tick_on_a_file_system_that_became_read_only_says_so(home: Path, carol: Carol) -> None:
     home.mkdir(mode=0o700)
     with mounted(home, "size=100m,mode=700"):

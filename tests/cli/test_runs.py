@@ -244,3 +244,20 @@ def test_a_bad_value_is_one_line_and_exit_2(carol: Carol, home: Path, arguments:
     assert result.code == 2, result
     assert len(result.err.strip().splitlines()) == 1
     assert set(result.error()) >= {"error", "message", "hint"}
+
+
+@pytest.mark.parametrize(
+    ("option", "path", "why"),
+    [
+        ("--working-directory", "/no/such", "no such folder: /no/such"),
+        ("--environment-file", "/no/such", "/no/such cannot be read: No such file or directory"),
+    ],
+)
+def test_what_keeps_a_command_from_running_is_called_by_its_name(
+    carol: Carol, option: str, path: str, why: str
+) -> None:
+    assert carol("add-job", "a", "--manual", option, path, "--", "true").code == 0
+    done = carol("run-job", "a", "--wait")
+    assert done.code == 1
+    [run] = carol("list-runs", "--json").json()["runs"]
+    assert (run["failure_reason"], run["result_summary"]) == ("launch_failed", why)

@@ -343,6 +343,8 @@ def test_only_what_was_refused_for_certain_is_a_failed_launch(
         ("system", {"run_as": "9" * 30}, "no such user: " + "9" * 30),
         ("system", {"working_directory": "/no/such"}, "no such folder: /no/such"),
         ("system", {"environment_file": "/no/such"}, "no such file: /no/such"),
+        ("system", {"working_directory": "/etc/passwd"}, "not a folder: /etc/passwd"),
+        ("system", {"environment_file": "/etc"}, "not a file: /etc"),
         ("system", {"run_as": "root", "environment_file": "/dev/null"},
          "/dev/null and the folders above it must belong to root and be writable by nobody else,"
          " for a job with --run-as"),
@@ -355,6 +357,28 @@ def test_what_systemd_would_only_find_when_nobody_listens_is_refused_before(
     [one] = claims(home, store, job(action=CommandAction(argv=("true",), **said)))
     assert launcher.launch([one]) == [LaunchFailure(run_id=1, claim_no=1, message=message)]
     assert fake.calls == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize(
+    ("given", "refusal"),
+    [
+        ({"working_directory": "/root"}, "/root may not be entered by this user"),
+        ({"environment_file": "/etc/shadow"}, "/etc/shadow may not be read by this user"),
+        ({"environment_file": "/root/any"}, "/root/any may not be used: Permission denied"),
+        ({"working_directory": "/"}, None),
+        ({"environment_file": "/etc/passwd"}, None),
+    ],
+)
+def test_what_the_user_may_not_use_is_refused_before(given: dict[str, str], refusal: str | None) -> None:
+    before = os.getgroups()
+    os.setgroups([])
+    os.seteuid(65534)
+    try:
+        assert refusals._of_files(CommandAction(argv=("true",), **given)) == refusal
+    finally:
+        os.seteuid(0)
+        os.setgroups(before)
 
 
 _SANDBOX = """\
