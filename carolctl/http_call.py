@@ -85,7 +85,8 @@ def send(request: HttpRequest) -> HttpResult:
     try:
         prepared = prepare(request, resolver)
     except (BadConfig, Unsendable) as error:
-        return _failed("launch_failed", resolver.redact(str(error)))
+        hint = f" ({error.hint})" if isinstance(error, BadConfig) and error.hint else ""
+        return _failed("launch_failed", resolver.redact(f"{error}{hint}"))
     if time.monotonic() >= request.deadline_monotonic:
         return _failed("timeout", "the deadline had passed before anything was sent")
     dispatch = _Dispatch(prepared, request, resolver)

@@ -173,7 +173,8 @@ def spoken_action(said: Said, before: Action | None) -> Action | None:
     if said.argv or (of_commands and isinstance(before, CommandAction)):
         return _command(said, before if isinstance(before, CommandAction) else None)
     if of_commands:
-        raise UsageError("is for a job with a command", field=of_commands[0])
+        hint = "${env:NAME} of a call comes from the tick's environment, ${file:PATH} from a file"
+        raise UsageError("is for a job with a command", field=of_commands[0], hint=hint)
     if not http:
         return None
     if said.url is None and not isinstance(before, HttpAction):

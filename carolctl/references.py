@@ -80,7 +80,7 @@ class Resolver:
         except KeyError:
             raise BadConfig(
                 f"${{env:{name}}}: the variable is not set",
-                hint="Set it by EnvironmentFile= in the tick unit, mode 0600; any user may read Environment=.",
+                hint="set it by EnvironmentFile= in the tick unit, mode 0600; any user may read Environment=",
             ) from None
 
 
