@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from typing import get_args
 
@@ -17,6 +18,7 @@ FIRST_BATCH, LARGEST_BATCH = 100, 1000
 _CALM_MS, _LONG_MS = 6.0, 12.0
 """A write shorter than the first lets the next batch grow, one longer than the second halves it: none comes to 50."""
 
+_CHECKPOINT_ROWS = 5000
 _DAY_MS = 24 * 3600 * 1000
 
 
@@ -33,21 +35,34 @@ def prune(session: Session, *, dry_run: bool = False) -> dict[str, int]:
         "events": settings.retention_events_days,
         "audit_log": settings.retention_audit_days,
     }
-    gone: dict[str, int] = {
-        table: _prune_table(session, table, Millis(session.now - days[table] * _DAY_MS), dry_run=dry_run)
-        for table in get_args(PruneTable)
-    }
+    with session.store.checkpoints_apart() as checkpoint:
+        gone: dict[str, int] = {
+            table: _prune_table(
+                session,
+                table,
+                Millis(session.now - days[table] * _DAY_MS),
+                checkpoint,
+                dry_run=dry_run,
+            )
+            for table in get_args(PruneTable)
+        }
     gone["files"] = _prune_files(session, days["runs"], dry_run=dry_run)
     return gone
 
 
-def _prune_table(session: Session, table: PruneTable, before: Millis, *, dry_run: bool) -> int:
+def _prune_table(
+    session: Session, table: PruneTable, before: Millis, checkpoint: Callable[[], None], *, dry_run: bool
+) -> int:
     """Batch after batch, each as large as the last write shows that it may be."""
-    gone, size = 0, FIRST_BATCH
+    gone, size, since = 0, FIRST_BATCH, 0
     while True:
         with session.store.write(dry_run=dry_run) as tx:
             batch = tx.prune(table, before=before, limit=size)
-        gone += batch
+        gone, since = gone + batch, since + batch
+        if batch < size or dry_run or since >= _CHECKPOINT_ROWS:
+            # Between the writes: within one it would hold up all who stand in line.
+            checkpoint()
+            since = 0
         if batch < size or dry_run:
             return gone
         size = next_batch(size, session.store.write_lock_ms)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from carolctl.errors import NotPermitted
@@ -104,6 +104,24 @@ class Store:
                 set_write_open(False)
                 self.write_lock_ms = (time.perf_counter() - began) * 1000
         failpoint("store-after-commit")
+
+    @contextmanager
+    def checkpoints_apart(self) -> Iterator[Callable[[], None]]:
+        """Meanwhile no write of ours ends with a checkpoint, which others would wait for; call what is given for one.
+
+        It keeps no writer out, and goes as far as the readers let it.
+        """
+        with explained(self.path, self._deadline_ms):
+            [(before,)] = self._connection.execute("PRAGMA wal_autocheckpoint").fetchall()
+            self._connection.execute("PRAGMA wal_autocheckpoint = 0")
+            try:
+                yield self._checkpoint
+            finally:
+                self._connection.execute(f"PRAGMA wal_autocheckpoint = {int(before)}")
+
+    def _checkpoint(self) -> None:
+        require_unlocked("a checkpoint")
+        self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _turn(self) -> AbstractContextManager[bool | None]:
         return (

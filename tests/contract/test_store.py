@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -940,6 +941,24 @@ def test_a_batch_is_bounded(store: Store) -> None:
         for n in range(5):
             tx.audit(AuditEntry(at=Millis(T0 + n), actor="x", command="y"))
     assert [prune(store, 1, table="audit_log", limit=2) for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_a_checkpoint_apart_comes_when_it_is_called_for_and_not_with_a_write(store: Store) -> None:
+    def settled() -> bool:
+        """Whether all of the WAL is in the database file: then the next write begins it anew."""
+        before = os.path.getsize(f"{store.path}-wal")
+        with store.write() as tx:
+            tx.set_meta("word", "x")
+        return os.path.getsize(f"{store.path}-wal") == before
+
+    with store.checkpoints_apart() as checkpoint:
+        with store.write() as tx:
+            for number in range(300):
+                tx.set_meta(f"much-{number}", "x" * 20_000)
+        assert not settled()
+        checkpoint()
+        assert settled()
+    assert store._connection.execute("PRAGMA wal_autocheckpoint").fetchone() == (1000,)
 
 
 def test_metrics_are_pruned_by_their_own_age_attempt_by_attempt(store: Store) -> None:
