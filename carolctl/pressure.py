@@ -185,9 +185,10 @@ def _spawn(argv: Sequence[str]) -> int:
 
 def _cannot_run(program: str, problem: OSError) -> NoReturn:
     message = f"{program[:200]!a} cannot be run: {problem.strerror}"
+    hint = "after -- comes a program, by its path or as it is found in PATH, and its arguments"
     if isinstance(problem, PermissionError):
-        raise NotPermitted(message) from None
-    raise NotFound(message) from None
+        raise NotPermitted(message, hint=hint) from None
+    raise NotFound(message, hint=hint) from None
 
 
 def _wait(holding: _Holding, pid: int) -> int:

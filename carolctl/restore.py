@@ -46,7 +46,11 @@ def restore(file: str, live: str, caller: Caller, *, even_if_used: bool = False)
     require_unlocked("restoring a backup")
     began = time.perf_counter()
     file = os.path.abspath(file)
-    if os.path.exists(file) and os.path.exists(live) and os.path.samefile(file, live):
+    if not os.path.exists(file):
+        raise NotFound(
+            f"no such file: {file}", hint="carolctl backup makes one; by default they lie in backups"
+        )
+    if os.path.exists(live) and os.path.samefile(file, live):
         raise Refused(f"{file} is the job store itself", hint="give a backup of it")
     _make_home(live)
     with store_copy.partial_file(live) as partial:

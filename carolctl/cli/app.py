@@ -117,7 +117,8 @@ def run(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print_lines([f"carolctl {__version__}"])
         return Exit.OK
-    command = build(arguments[0] if arguments else "")
+    name = arguments[0] if arguments else ""
+    command = build(name)
     try:
         # Not command.main(): that turns Ctrl-C and a closed pipe into exit codes of its own.
         with command.make_context("carolctl", arguments) as context:
@@ -127,7 +128,10 @@ def run(arguments: list[str]) -> int:
     except Abort:
         raise KeyboardInterrupt from None
     except TyperException as problem:
-        raise _explained(problem, arguments[0] if arguments else "") from None
+        raise _explained(problem, name) from None
+    except UsageError as mistake:
+        mistake.hint = mistake.hint or f"carolctl {name} --help"
+        raise
     return result if isinstance(result, int) else Exit.OK
 
 

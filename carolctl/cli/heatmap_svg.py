@@ -55,7 +55,9 @@ def write_whole(path: str, text: str) -> None:
     try:
         _replace(partial, path, text)
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"no such folder: {os.path.dirname(path) or '.'}") from None
+        raise NotFound(
+            f"no such folder: {os.path.dirname(path) or '.'}", hint="make it, or give another path"
+        ) from None
     except PermissionError as refusal:
         raise NotPermitted(
             f"{path[:200]} cannot be written: {refusal.strerror}", hint="check the owner and the modes"

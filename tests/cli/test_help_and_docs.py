@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import typer
 
 from carolctl.cli import app
-from tests.builders import Carol
+from tests import builders
+from tests.builders import Carol, Result, job
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -80,3 +82,32 @@ def test_version_is_printed(carol: Carol) -> None:
     from carolctl import __version__
 
     assert carol("--version").out == f"carolctl {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (2, "audit --since 2999-01-01"),
+        (2, "forecast --hours 99999"),
+        (66, "forecast --plot /no/such/x.svg"),
+        (2, "trigger nightly --event-id= --kind k"),
+        (2, "run-job nightly --requester="),
+        (2, "add-job z"),
+        (2, "add-job z --cron 61_*_*_*_* -- true"),
+        (2, "pressure hold a/b"),
+        (66, "pressure hold a -- /no/such"),
+        (2, "emit abc --kind k"),
+        (66, "backup --restore /no/such"),
+        (66, "show-job nobody"),
+        (66, "show-run 99"),
+        (2, "config set schedule.max^concurrent many"),
+        (2, "emit 1 --kind"),
+    ],
+)
+def test_whatever_is_wrong_there_is_a_hint(
+    inside: Callable[..., Result], home: Path, code: int, words: str
+) -> None:
+    builders.add_jobs(home, job())
+    given = [word.replace("_", " ").replace("^", "_") for word in words.split()]
+    refused = inside(*given)
+    assert (refused.code, refused.err.count("\n"), "(hint: " in refused.err) == (code, 1, True), refused.err
