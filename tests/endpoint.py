@@ -65,6 +65,11 @@ class Seen:
     at: float
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the body came as long as it was announced: whoever sent it may have died in the middle."""
+        return len(self.raw) == int(self.headers.get("content-length", "0"))
+
+    @property
     def json(self) -> Any:
         """The parsed body; None without one."""
         return jsonlib.loads(self.raw) if self.raw else None
