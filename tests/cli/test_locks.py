@@ -101,6 +101,7 @@ CASES: dict[str, Case] = {
     "hog": Case(verdict="starvation", roles=("hog",)),
     "four short writers": Case(verdict="contention", roles=("short_writer",) * 4),
     "stopped": Case(verdict="wedge", roles=("immediate",), activity="stopped", is_stopped=True),
+    "stopped, exclusive": Case(verdict="wedge", roles=("exclusive",), activity="stopped", is_stopped=True),
     "waiting for an answer": Case(
         verdict="long_holder", roles=("receiver",), activity="waiting on the network", has_peer=True
     ),
@@ -115,6 +116,9 @@ CASES: dict[str, Case] = {
     ),
     "holder in a namespace above": Case(
         verdict="unseen_holder", roles=("immediate",), looker_within=NEW_NAMESPACE
+    ),
+    "computing, seen by nobody": Case(
+        verdict="long_holder", roles=("burner",), activity="working", looker_within=NOBODY
     ),
     "seen by nobody": Case(
         verdict="long_holder", roles=("immediate",), activity=IDLE, looker_within=NOBODY
