@@ -95,7 +95,6 @@ def test_version_is_printed(carol: Carol) -> None:
         (2, "add-job z"),
         (2, "add-job z --cron 61_*_*_*_* -- true"),
         (2, "pressure hold a/b"),
-        (66, "pressure hold a -- /no/such"),
         (2, "emit abc --kind k"),
         (66, "backup --restore /no/such"),
         (66, "show-job nobody"),

@@ -60,12 +60,14 @@ def drop_in(root: Desk) -> Iterator[Callable[[str, str], None]]:
 @pytest.fixture
 def hog(root: Desk) -> Iterator[Callable[[], None]]:
     """``hog()``: somebody takes the job store's write lock and keeps it, until ``systemctl stop hog``."""
-    lock = f"import sqlite3, time; c = sqlite3.connect('{HOME}/scheduler.db', timeout=0); c.execute('BEGIN IMMEDIATE')"
-    hold = [PYTHON, "-I", "-c", f"{lock}; time.sleep(600)"]
+    opened = f"import sqlite3, time; c = sqlite3.connect('{HOME}/scheduler.db', timeout=%d)"
+    lock = f"{opened}; c.execute('BEGIN IMMEDIATE')"
+    # A tick, or a probe, may have it at that moment.
+    hold = [PYTHON, "-I", "-c", f"{lock % 30}; time.sleep(600)"]
 
     def begin() -> None:
         root.machine.run("systemd-run", "--quiet", "--collect", "--unit=hog", *hold)
-        probe = (PYTHON, "-I", "-c", lock)
+        probe = (PYTHON, "-I", "-c", lock % 0)
         until(lambda: root.machine.run(*probe, check=False).returncode, "the hog has no lock")
 
     yield begin
