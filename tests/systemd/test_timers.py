@@ -60,15 +60,22 @@ def drop_in(root: Desk) -> Iterator[Callable[[str, str], None]]:
 @pytest.fixture
 def hog(root: Desk) -> Iterator[Callable[[], None]]:
     """``hog()``: somebody takes the job store's write lock and keeps it, until ``systemctl stop hog``."""
-    opened = f"import sqlite3, time; c = sqlite3.connect('{HOME}/scheduler.db', timeout=%d)"
-    lock = f"{opened}; c.execute('BEGIN IMMEDIATE')"
-    # A tick, or a probe, may have it at that moment.
-    hold = [PYTHON, "-I", "-c", f"{lock % 30}; time.sleep(600)"]
+    holds = "/srv/the-hog-holds"
+    # A tick may have it at that moment.
+    words = f"""
+import sqlite3, time
+connection = sqlite3.connect('{HOME}/scheduler.db', timeout=30)
+connection.execute('BEGIN IMMEDIATE')
+open('{holds}', 'w').close()
+time.sleep(600)
+"""
 
     def begin() -> None:
-        root.machine.run("systemd-run", "--quiet", "--collect", "--unit=hog", *hold)
-        probe = (PYTHON, "-I", "-c", lock % 0)
-        until(lambda: root.machine.run(*probe, check=False).returncode, "the hog has no lock")
+        root.machine.run("rm", "-f", holds)
+        root.machine.run("systemd-run", "--quiet", "--collect", "--unit=hog", PYTHON, "-I", "-c", words)
+        until(
+            lambda: not root.machine.run("test", "-e", holds, check=False).returncode, "the hog has no lock"
+        )
 
     yield begin
     root.machine.run("systemctl", "stop", "hog.service", check=False)
