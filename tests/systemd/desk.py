@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from tests.systemd.boot import CAROL, PYTHON, USER, Machine
@@ -69,8 +70,15 @@ class Desk:
         return {one["name"]: one["status"] for one in json.loads(done.stdout)["checks"]}
 
 
-def soon(desk: Desk, seconds: int = 3) -> str:
+def soon(desk: Desk, seconds: int = 5) -> str:
+    """An instant to come, far enough away for a slow machine to add a few jobs before."""
     return desk.machine.run("date", "-u", "-d", f"+{seconds} sec", "+%Y-%m-%dT%H:%M:%SZ").stdout.strip()
+
+
+def pass_by(at: str) -> None:
+    """Until that instant is over; the machine has our clock."""
+    left = datetime.fromisoformat(at.replace("Z", "+00:00")).timestamp() - time.time()
+    time.sleep(max(0.0, left) + 0.2)
 
 
 def exposure(desk: Desk, unit: str) -> float:

@@ -11,7 +11,18 @@ import pytest
 
 from tests import planner
 from tests.systemd.boot import CAROL, PYTHON, UID, USER, Machine
-from tests.systemd.desk import HOME, UNITS, USER_HOME, USER_UNITS, Desk, exposure, probed, soon, until
+from tests.systemd.desk import (
+    HOME,
+    UNITS,
+    USER_HOME,
+    USER_UNITS,
+    Desk,
+    exposure,
+    pass_by,
+    probed,
+    soon,
+    until,
+)
 
 PERIOD_SEC = 30
 
@@ -166,7 +177,7 @@ def test_a_tick_in_its_sandbox_fires_due_jobs_of_both_kinds(root: Desk, endpoint
     root.add("of-agent", "--at", at, "--run-as", USER, "--", "sh", "-c", AS_AGENT)
     root.add("command", "--at", at, "--", "sh", "-c", "grep . /proc/self/cgroup; exec sleep 1")
     root.add("call", "--at", at, "--url", endpoint)
-    time.sleep(3)
+    pass_by(at)
     root.systemctl("start", "carolctl-tick.service")
     assert root.ended("command")["status"] == root.ended("call")["status"] == "completed"
     row = root.last("command")
@@ -256,7 +267,7 @@ def test_beside_it_runs_are_mirrored_and_jobs_in_homes_are_launched(root: Desk, 
     root.add("of-root", "--at", at, "--", "/root/bin/job.sh")
     words = [*machine.way_in(USER, {}), PYTHON, "-I", "-c", _WRITER]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
-        time.sleep(3)
+        pass_by(at)
         root.systemctl("start", "carolctl-tick.service")
         runs = [root.ended(job) for job in ("there", "agents", "of-root")]
         assert [run["status"] for run in runs] == ["completed"] * 3, [run["result_summary"] for run in runs]
@@ -300,12 +311,12 @@ def test_without_room_for_a_backup_the_night_has_failed_and_nothing_is_pruned(ro
 def test_a_tick_killed_by_its_timeout_leaves_its_jobs_running_and_the_next_one_goes_on(
     root: Desk, drop_in: Callable[[str, str], None], hog: Callable[[], None]
 ) -> None:
-    root.add("due", "--at", soon(root), "--", "true")
+    root.add("due", "--at", at := soon(root), "--", "true")
     root.add("long", "--manual", "--", "sleep", "12")
     run = root.carol("run-job", "long")["run_id"]
     until(lambda: root.last("long")["status"] == "running", "it does not start")
     drop_in("carolctl-tick.service", "[Service]\nTimeoutStartSec=500ms\n")
-    time.sleep(2)
+    pass_by(at)
     hog()
     root.systemctl("start", "carolctl-tick.service", code=1)
     assert root.show("carolctl-tick.service", "Result")["Result"] == "timeout"
