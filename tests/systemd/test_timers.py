@@ -252,12 +252,14 @@ def test_a_tick_leaves_the_planner_database_of_another_user_to_its_owner(root: D
         assert _write(theirs) == "1 []\n"
 
 
-def test_beside_it_runs_are_mirrored_and_jobs_in_homes_are_launched(root: Desk, theirs: Desk) -> None:
+def test_beside_it_runs_are_mirrored_and_jobs_in_homes_and_calls_are_launched(
+    root: Desk, theirs: Desk, endpoint: str
+) -> None:
     machine = root.machine
     machine.write("/home/agent/bin/job.sh", "#!/bin/sh\nsleep 0.2\n", 0o755)
     machine.write("/root/bin/job.sh", "#!/bin/sh\nsleep 0.2\n", 0o700)
     machine.write("/home/agent/job.env", "WORD=found\n", 0o600)
-    root.carol("config", "set", "schedule.max_concurrent", "3")
+    root.carol("config", "set", "schedule.max_concurrent", "4")
     at = soon(root)
     there = ("--working-directory", f"/home/{USER}", "--environment-file", f"/home/{USER}/job.env")
     root.add(
@@ -265,12 +267,13 @@ def test_beside_it_runs_are_mirrored_and_jobs_in_homes_are_launched(root: Desk, 
     )
     root.add("agents", "--at", at, "--", f"/home/{USER}/bin/job.sh")
     root.add("of-root", "--at", at, "--", "/root/bin/job.sh")
+    root.add("called", "--at", at, "--url", endpoint)
     words = [*machine.way_in(USER, {}), PYTHON, "-I", "-c", _WRITER]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
         pass_by(at)
         root.systemctl("start", "carolctl-tick.service")
-        runs = [root.ended(job) for job in ("there", "agents", "of-root")]
-        assert [run["status"] for run in runs] == ["completed"] * 3, [run["result_summary"] for run in runs]
+        runs = [root.ended(job) for job in ("there", "agents", "of-root", "called")]
+        assert [run["status"] for run in runs] == ["completed"] * 4, [run["result_summary"] for run in runs]
         root.systemctl("start", "carolctl-tick.service")
         said = writer.communicate("\n", timeout=20)[0]
     done, problems = said.split(maxsplit=1)
